@@ -5,10 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# Tests start hundreds of processes, each of which would compile edgepp again where compiled files are not kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One worker per processor; tests/conftest.py says which tests share one.
 PARALLEL := --numprocesses logical --dist load
 
-.PHONY: demo test check unit format diagram bench fuzz soak clean
+.PHONY: demo test check unit format diagram bench fuzz soak dist install-test service-test homelab homelab-here arm clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready  ## one Llama over two stage processes on this machine
@@ -52,6 +55,29 @@ fuzz: $(VENV)/.ready-fuzz  ## hostile input for all that reads bytes of others: 
 soak: $(VENV)/.ready-dev  ## a cluster under faults, drawn at random: MINUTES=10 SEED=1
 	$(BIN)/edgepp models pull smollm2-135m
 	$(BIN)/python -m bench.soak --minutes $(MINUTES) --seed $(SEED)
+
+dist: $(VENV)/.ready-dev  ## wheel and source distribution in dist/, built twice and compared
+	$(BIN)/python -m tests.builders.distributions dist
+
+install-test: $(VENV)/.ready-dev  ## install.sh in a bare Debian without Python; needs root and debootstrap, takes minutes
+	$(BIN)/python -m tests.bare.install_check
+
+service-test: $(VENV)/.ready-dev  ## `edgepp service` under a real systemd in a container; needs root, debootstrap and systemd-nspawn
+	$(BIN)/python -m tests.bare.service_check
+
+HOSTS ?=
+
+homelab: $(VENV)/.ready-dev  ## machines over SSH, from nothing to a report: HOSTS="mac1 mac2 pi", the first one coordinates
+	@[ -n "$(HOSTS)" ] || { echo 'name the machines as ssh knows them: make homelab HOSTS="mac1 mac2 pi"' >&2; exit 2; }
+	$(BIN)/python -m tests.homelab $(HOSTS)
+
+homelab-here: $(VENV)/.ready-dev  ## the same against three SSH servers in network namespaces here (Linux, root)
+	$(BIN)/edgepp models pull smollm2-135m
+	$(PIP:install=download) --dest .homelab/wheels .
+	$(BIN)/python -m tests.homelab.here --wheels .homelab/wheels --out .homelab/here
+
+arm: $(VENV)/.ready-dev  ## the exact tests under emulated aarch64, kept in docs/arm.txt (Linux, root)
+	tests/arm/run.sh
 
 clean:
 	rm -rf $(VENV)

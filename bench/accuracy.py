@@ -17,28 +17,18 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-import numpy.typing as npt
-
 from bench.toolkit.figures import table
-from bench.toolkit.script import Arguments, Result, count, counts, say, script
-from edgepp.backend import choose
+from bench.toolkit.script import Result, ScriptArguments, count, counts, say, script
 from edgepp.backend.base import KV_BITS, BackendOptions
+from edgepp.benchmark.accuracy import SLICE, LocalModel, LogitDifference, leading, slices
 from edgepp.errors import ModelError, UsageError
-from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
 
-Logits = npt.NDArray[np.float32]
-
-WINDOW = 512
-SLICE = 64
-"""Positions per step, whose logits are in memory at the same time."""
 PROMPTS = (
     "The capital of France is",
     "Water boils at one hundred degrees because",
@@ -52,78 +42,18 @@ FILLED, TIMED = 256, 32
 """Positions before the timed decode steps, and number of timed steps."""
 
 
-class WholeModel:
-    """A whole model in one stage."""
-
-    def __init__(self, backend: str, checkpoint: Checkpoint, options: BackendOptions) -> None:
-        runner = choose(backend, checkpoint)
-        self._stage = runner.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), options)
-        self._ends = runner.load_embedding_and_head(checkpoint, options)
-        self._context = checkpoint.context
-        self.device = self._stage.device
-
-    def open(self) -> None:
-        """Start a new sequence and free the last one."""
-        self._stage.free(0)
-        self._stage.open(0, min(self._context, 1024))
-
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        """Logits (T, V) after each of the next ``tokens``."""
-        return self._ends.logits(self._stage.extend(0, self._ends.embed(tokens)))
-
-    def answer(self, prompt: Sequence[int], feed: Sequence[int] | None = None, *, length: int) -> list[int]:
-        """Greedy answer of ``length`` tokens; with ``feed``, those tokens follow the prompt instead of the answer."""
-        self.open()
-        tokens = [int(self.logits(prompt)[-1].argmax())]
-        while len(tokens) < length:
-            step = tokens if feed is None else feed[: len(tokens)]
-            tokens.append(int(self.logits([step[-1]])[-1].argmax()))
-        return tokens
-
-    def cost(self) -> dict[str, float]:
-        """``kv_bytes`` and ``tokens_per_s``, which do not depend on the text."""
-        self.open()
-        for _ in range(0, FILLED, SLICE):
-            self._stage.extend(0, self._ends.embed([0] * SLICE))
-        kv_bytes = self._stage.kv_bytes / FILLED
-        steps_s = []
-        for _ in range(TIMED):
-            began = time.perf_counter()
-            self.logits([0])
-            steps_s.append(time.perf_counter() - began)
-        return {"kv_bytes": kv_bytes, "tokens_per_s": 1 / median(steps_s)}
-
-
-class LogitDifference:
-    """Sums of the differences between logits and reference logits over the positions of a text."""
-
-    def __init__(self) -> None:
-        self._positions = 0
-        self._sums = dict.fromkeys(("loss", "kl", "top1", "mean_diff"), 0.0)
-        self._max_diff = 0.0
-
-    def add(self, reference: Logits, logits: Logits, following: Sequence[int]) -> None:
-        """Add the logits (T, V) of T positions, and the token that follows each."""
-        expected, got = log_softmax(reference), log_softmax(logits)
-        difference = np.abs(logits - reference)
-        self._positions += len(following)
-        self._sums["loss"] -= float(got[np.arange(len(following)), following].sum())
-        self._sums["kl"] += float((np.exp(expected) * (expected - got)).sum())
-        self._sums["top1"] += float((reference.argmax(-1) == logits.argmax(-1)).sum())
-        self._sums["mean_diff"] += float(difference.mean(-1).sum())
-        self._max_diff = max(self._max_diff, float(difference.max()))
-
-    def result(self) -> dict[str, float]:
-        """Means over the positions, and the perplexity."""
-        means = {name: total / self._positions for name, total in self._sums.items()}
-        return {"perplexity": float(np.exp(means.pop("loss"))), **means, "max_diff": self._max_diff}
-
-
-def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Natural logarithms of the probabilities, in float64."""
-    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    total: npt.NDArray[np.float64] = np.exp(shifted).sum(-1, keepdims=True)
-    return shifted - np.log(total)
+def cost(model: LocalModel) -> dict[str, float]:
+    """``kv_bytes`` and ``tokens_per_s``, which do not depend on the text."""
+    model.open()
+    for _ in range(0, FILLED, SLICE):
+        model.extend([0] * SLICE)
+    kv_bytes = model.kv_bytes / FILLED
+    steps_s = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        model.logits([0])
+        steps_s.append(time.perf_counter() - began)
+    return {"kv_bytes": kv_bytes, "tokens_per_s": 1 / median(steps_s)}
 
 
 def text_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
@@ -140,14 +70,7 @@ def text_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
     return ids[:tokens]
 
 
-def slices(ids: Sequence[int]) -> Iterator[tuple[bool, Sequence[int], Sequence[int]]]:
-    """Slices of the text: whether a window begins, the tokens, and the token that follows each."""
-    for start in range(0, len(ids) - 1, SLICE):
-        stop = min(start + SLICE, len(ids) - 1)
-        yield start % WINDOW == 0, ids[start:stop], ids[start + 1 : stop + 1]
-
-
-def over_text(mlx: WholeModel, others: Mapping[str, WholeModel], ids: Sequence[int]) -> dict[str, dict[str, float]]:
+def over_text(mlx: LocalModel, others: Mapping[str, LocalModel], ids: Sequence[int]) -> dict[str, dict[str, float]]:
     """``LogitDifference`` of each model from ``mlx`` over the text, and of ``mlx`` from itself."""
     differences = {name: LogitDifference() for name in ("mlx", *others)}
     began, done = time.perf_counter(), 0
@@ -165,7 +88,7 @@ def over_text(mlx: WholeModel, others: Mapping[str, WholeModel], ids: Sequence[i
 
 
 def over_answers(
-    mlx: WholeModel, others: Mapping[str, WholeModel], prompts: Sequence[Sequence[int]], length: int
+    mlx: LocalModel, others: Mapping[str, LocalModel], prompts: Sequence[Sequence[int]], length: int
 ) -> dict[str, dict[str, int]]:
     """``free`` and ``forced`` agreement of each model with ``mlx``, in tokens; ``length`` tokens per prompt."""
     totals = {name: {"free": 0, "forced": 0} for name in others}
@@ -183,11 +106,6 @@ def equal(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(x == y for x, y in zip(a, b, strict=True))
 
 
-def leading(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of tokens before the first difference."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=True)))
-
-
 def lines(result: Result) -> Iterator[str]:
     """Lines of the result for people."""
     yield f"{result['model']}: {result['text_tokens']} tokens of text, {result['answer_tokens']} of greedy answers"
@@ -202,7 +120,7 @@ def lines(result: Result) -> Iterator[str]:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "threads", gen=64)
     parser.add_argument("--tokens", type=count, default=2048, help="tokens of text (%(default)s)")
     parser.add_argument("--kv-bits", type=kv_bits, default=(), metavar="N,...", help="also caches of 8, 4 or 8,4 bits")
@@ -217,16 +135,15 @@ def kv_bits(text: str) -> tuple[int, ...]:
     return bits
 
 
-def compared_models(checkpoint: Checkpoint, threads: int, bits: Sequence[int]) -> Iterator[tuple[str, WholeModel]]:
+def compared_models(checkpoint: Checkpoint, threads: int, bits: Sequence[int]) -> Iterator[tuple[str, LocalModel]]:
     """Models to compare with MLX in float32, by name; unsupported caches are left out with a message."""
     for keep in (None, *bits):
         for name, exact in (("onnx", False), ("onnx exact", True), ("mlx", True)):
             if keep is None and name == "mlx":
                 continue
             try:
-                model = WholeModel(
-                    name.split()[0], checkpoint, BackendOptions(threads=threads, exact=exact, kv_bits=keep)
-                )
+                options = BackendOptions(threads=threads, exact=exact, kv_bits=keep)
+                model = LocalModel(checkpoint, options, [name.split()[0]])
             except ModelError as error:
                 say(f"{name} with {keep} bits: {error}")
             else:
@@ -239,11 +156,11 @@ def measured(options: argparse.Namespace) -> Result:
     tokenizer = Tokenizer.load(checkpoint.path)
     ids = text_ids(tokenizer, options.tokens)
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
-    mlx = WholeModel("mlx", checkpoint, BackendOptions(threads=options.threads, exact=True))
+    mlx = LocalModel(checkpoint, BackendOptions(threads=options.threads, exact=True), ["mlx"])
     others = dict(compared_models(checkpoint, options.threads, options.kv_bits))
     text = over_text(mlx, others, ids)
     answers = over_answers(mlx, others, prompts, options.gen)
-    costs = {name: model.cost() for name, model in {"mlx": mlx, **others}.items()}
+    costs = {name: cost(model) for name, model in {"mlx": mlx, **others}.items()}
     return {
         "text_tokens": len(ids) - 1,
         "answer_tokens": len(prompts) * options.gen,

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.toolkit.figures import interleave, spread_text, table
 from bench.toolkit.http_load import InProcess, MeasuredCluster, cluster_with_http, together
-from bench.toolkit.script import Arguments, Result, count, script
+from bench.toolkit.script import Result, ScriptArguments, count, script
 from edgepp.benchmark.prompts import numbers
 from edgepp.benchmark.report import Spread
 from edgepp.benchmark.workload import RequestGroup, ask_at_once, percentile
@@ -38,7 +38,7 @@ Figures = Mapping[str, float]
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "stages", "threads", "backend", rounds=5)
     parser.add_argument("--aiperf", required=True, help="the command aiperf, version 0.13 or later")
     parser.add_argument("--requests", type=count, default=8, help="requests at once (%(default)s)")

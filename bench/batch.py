@@ -15,7 +15,7 @@ from functools import partial
 
 from bench.toolkit.figures import cell, interleave, medians, prompt, table
 from bench.toolkit.local import check_context
-from bench.toolkit.script import Arguments, Result, counts, script
+from bench.toolkit.script import Result, ScriptArguments, counts, script
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, EmbeddingAndHead, StageModel
 from edgepp.layers import LayerRange
@@ -25,7 +25,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "threads", "rounds", "backend", prompt_tokens=64, gen=32)
     parser.add_argument("--batches", type=counts, default=[1, 2, 4, 8, 16], help="sequences at once (1,2,4,8,16)")
     return parser.parse_args()

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.toolkit.figures import interleave, table
 from bench.toolkit.round_trips import MAX_ROWS, OneWayTrip, RoundTrips, one_way, peer_and_link
-from bench.toolkit.script import Arguments, Result, say, script
+from bench.toolkit.script import Result, ScriptArguments, say, script
 from edgepp.benchmark.hidden_states import WIDTH, noise, real
 from edgepp.benchmark.report import pays_below_mbit_per_s
 from edgepp.benchmark.workload import percentile
@@ -35,7 +35,7 @@ HOPS = 2000
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
     parser.shared("model", rounds=10)
     parser.add_argument("--secure", action="store_true", help="also measure the encrypted hop, in turn trip by trip")

@@ -23,13 +23,14 @@ from typing import Any
 
 import psutil
 
-from bench.toolkit.script import Arguments, Result, count, script
+from bench.toolkit.script import Result, ScriptArguments, count, script
 from edgepp.benchmark.workload import percentile
 from edgepp.http_api.generation import ChoiceEnded, Ended, GenerationEvent, GenerationRequest, Started, TextDelta, Usage
 from edgepp.http_api.http_options import HttpOptions
 from edgepp.http_api.model_service import ServedModel
 from edgepp.http_api.server import HttpServer
 from edgepp.model.text.conversation import Prompt
+from edgepp.python_api.served_cluster import Invitation
 from edgepp.tool_calls.tool_use import ToolUse
 
 _PATH = "/v1/chat/completions"
@@ -46,7 +47,7 @@ _MODEL = ServedModel(
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.add_argument("--clients", type=count, default=64, help="of each hostile kind (%(default)s)")
     parser.add_argument("--tokens", type=count, default=500, help="of the neighbour's stream (%(default)s)")
     parser.add_argument("--pace-ms", type=count, default=10, help="between the tokens of a stream (%(default)s)")
@@ -93,6 +94,12 @@ class _Paced:
 
     async def load(self, _model: str) -> None:
         return
+
+    async def invite(self) -> Invitation:
+        return Invitation("", (), 0.0)
+
+    async def drain(self, _node: str, *, undo: bool) -> Mapping[str, Any]:
+        return {"draining": not undo}
 
     def observe(self, _on_ended: object) -> None:
         return
@@ -150,14 +157,14 @@ async def _asking(
 
 
 @dataclass(frozen=True)
-class Gaps:
+class StreamGaps:
     """Milliseconds between the tokens of streams."""
 
     p50: float
     p99: float
 
     @classmethod
-    def of(cls, gaps_s: Sequence[float]) -> Gaps:
+    def of(cls, gaps_s: Sequence[float]) -> StreamGaps:
         """The median and the 99th percentile of gaps in seconds."""
         return cls(1000 * percentile(gaps_s, 50), 1000 * percentile(gaps_s, 99))
 
@@ -191,8 +198,8 @@ def measured(options: argparse.Namespace) -> Result:
         found: dict[str, Any] = pipe.recv()
         return found
 
-    def gaps() -> Gaps:
-        return Gaps.of([gap for _ in range(options.rounds) for gap in _neighbour(port, options.tokens)])
+    def gaps() -> StreamGaps:
+        return StreamGaps.of([gap for _ in range(options.rounds) for gap in _neighbour(port, options.tokens)])
 
     _neighbour(port, 10)
     before, alone = state(), gaps()

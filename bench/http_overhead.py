@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.toolkit.figures import interleave, spread_text, table
 from bench.toolkit.http_load import HttpLoad, InProcess, MeasuredCluster, cluster_with_http, together
-from bench.toolkit.script import Arguments, Result, count, script
+from bench.toolkit.script import Result, ScriptArguments, count, script
 from edgepp.benchmark.prompts import numbers
 from edgepp.benchmark.report import Spread
 from edgepp.benchmark.workload import ObservedAnswer, RequestGroup, ask_at_once
@@ -28,7 +28,7 @@ SIDES = ("python", "http")
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "stages", "threads", "backend", rounds=20)
     parser.add_argument("--streams", type=count, default=8, help="streams at once (%(default)s)")
     parser.add_argument("--words", type=count, default=50, help="words of a story of a stream (%(default)s)")

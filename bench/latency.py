@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from bench.toolkit.figures import interleave, prompt, ratio, spread_text
 from bench.toolkit.local import arrivals, local_pipeline
-from bench.toolkit.script import Arguments, Result, count, script
+from bench.toolkit.script import Result, ScriptArguments, count, script
 from edgepp.benchmark.report import Spread
 from edgepp.benchmark.workload import percentile
 from edgepp.engine.engine_request import EngineRequest
@@ -36,7 +36,7 @@ _STREAM_TOKENS = 10
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "stages", "threads", "backend", rounds=3)
     parser.add_argument("--long", type=count, default=4000, help="tokens of the long prompt (%(default)s)")
     parser.add_argument("--history", type=count, default=1000, help="tokens of the first turn (%(default)s)")
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Gaps(NamedTuple):
+class TokenGaps(NamedTuple):
     """Seconds between the tokens of a stream, and seconds of the long prompt."""
 
     alone_s: list[float]
@@ -91,7 +91,7 @@ class LatencyProbe:
         """Submit a request for ``tokens`` tokens."""
         return self._pipeline.engine.submit(ids, GenerateOptions(tokens, ignore_eos=True), owner)
 
-    def gaps(self) -> Gaps:
+    def gaps(self) -> TokenGaps:
         """Stream an answer alone, then another answer during a long prompt."""
         alone = arrivals(self.ask(self.text(32), 150))
         stream = self.ask(self.text(32), min(2000, self._pipeline.context - 32))
@@ -109,7 +109,7 @@ class LatencyProbe:
         during = [at for at in came if began_s <= at <= ended_s]
         if len(during) < 2:
             raise UsageError("the long prompt took no longer than a token of the stream", "give more tokens by --long")
-        return Gaps(between(alone), between(during), ended_s - began_s)
+        return TokenGaps(between(alone), between(during), ended_s - began_s)
 
     def turns(self) -> FirstTokens:
         """Ask a conversation, its next turn, and that turn as another owner."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from bench.toolkit.script import Arguments, Result, count, say, script
+from bench.toolkit.script import Result, ScriptArguments, count, say, script
 from edgepp.benchmark.prompts import words
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
@@ -37,7 +37,7 @@ MAX_TOKENS = 40
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "stages", "threads", "backend")
     parser.add_argument("--requests", type=count, default=2000, help="in all, warm-up included (%(default)s)")
     parser.add_argument("--budget", type=count, default=700, help="positions of KV cache (%(default)s)")
@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Trial:
+class LeakTrial:
     """A pipeline and the clients that keep it busy."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -148,7 +148,7 @@ def measured(options: argparse.Namespace) -> Result:
     """Resources after the warm-up and at the end, and the ends of the requests."""
     if options.requests < 10:
         raise UsageError("fewer than 10 requests are too few", "give more --requests")
-    trial = Trial(options)
+    trial = LeakTrial(options)
     began_s = time.perf_counter()
     try:
         trial.run(max(1, options.requests // 10))

@@ -24,7 +24,7 @@ from typing import Any
 from bench.to_gguf import Converter
 from bench.toolkit.figures import interleave, medians, ratio_text, ratios, table
 from bench.toolkit.local import checked_model
-from bench.toolkit.script import Arguments, Result, count, say, script
+from bench.toolkit.script import Result, ScriptArguments, count, say, script
 from bench.toolkit.side_program import RATES
 from bench.toolkit.sides import RATE_HEADINGS, Side, rate_cells, rates_text
 from edgepp.errors import EdgeppError, UsageError
@@ -54,7 +54,7 @@ def sides(text: str) -> tuple[str, ...]:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "threads", "prompt-tokens", "gen", "rounds", "backend")
     parser.add_argument("--mlx-prompt", type=count, default=8, help="the same for mlx-lm (%(default)s)")
     parser.add_argument("--mlx-gen", type=count, default=4, help="the same for mlx-lm (%(default)s)")

@@ -17,7 +17,7 @@ from typing import Any
 from bench.toolkit.figures import interleave, medians, ratio_text, ratios, table
 from bench.toolkit.local import checked_model
 from bench.toolkit.processors import share_cpus
-from bench.toolkit.script import Arguments, Result, say, script
+from bench.toolkit.script import Result, ScriptArguments, say, script
 from bench.toolkit.side_program import RATES
 from bench.toolkit.sides import RATE_HEADINGS, Side, rate_cells, rates_text
 from edgepp.benchmark.workload import middle_decode
@@ -27,7 +27,7 @@ SIDES = ("single", "pipeline")
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "stages", "threads", "prompt-tokens", "gen", "rounds", "backend")
     return parser.parse_args()
 

@@ -34,7 +34,7 @@ from bench.calibration import ROWS, CalibratedMachine, CalibrationSample, Calibr
 from bench.toolkit.figures import table
 from bench.toolkit.quiet import Quiet
 from bench.toolkit.rig import Rig
-from bench.toolkit.script import Arguments, Result, count, counts, say, script
+from bench.toolkit.script import Result, ScriptArguments, count, counts, say, script
 from bench.toolkit.slow_link import SlowLink
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
@@ -82,7 +82,7 @@ class PredictionRound:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", "threads", "backend")
     parser.add_argument("--stages", type=counts, default=[1, 2, 3, 4], help="stage processes (1,2,3,4)")
     parser.add_argument("--requests", type=counts, default=[1, 2, 4, 8], help="requests that decode at once (1,2,4,8)")

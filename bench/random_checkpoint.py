@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
-from bench.toolkit.script import Arguments, Result, script
+from bench.toolkit.script import Result, ScriptArguments, script
 from edgepp.model.catalogue.cards import DTYPE_BYTES, Shape, find
 from edgepp.model.random_checkpoint import FAMILIES, LLAMA3_ROPE, make_checkpoint
 
@@ -33,7 +33,7 @@ DEFAULT = Shape(
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.add_argument("path", type=Path, help="folder to write")
     parser.add_argument("--like", metavar="CARD", help="take the shape of a model in `edgepp models list`")
     parser.add_argument("--family", choices=tuple(FAMILIES))

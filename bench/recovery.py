@@ -20,11 +20,11 @@ from typing import Any
 
 import psutil
 
-from bench.faults.interruptions import Question, answers, four_streams, outcome, prompt
+from bench.faults.interruptions import TokenQuestion, answers, four_streams, outcome, prompt
 from bench.faults.processes import EdgeppProcess, FaultyCluster
 from bench.faults.standing_costs import standing_costs
 from bench.toolkit.figures import cell, table
-from bench.toolkit.script import Arguments, Result, count, counts, say, script
+from bench.toolkit.script import Result, ScriptArguments, count, counts, say, script
 from edgepp.coordinator.client import connect_coordinator
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
@@ -36,7 +36,7 @@ _MOVED_S = 180.0
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model", rounds=5, gen=96, prompt_tokens=256)
     parser.add_argument("--parts", default=",".join(_PARTS), help="of %(default)s")
     parser.add_argument("--lengths", type=counts, default=[100, 2000], help="tokens before a loss (%(default)s)")
@@ -60,7 +60,7 @@ def counts_or_zero(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-class Trial:
+class RecoveryTrial:
     """A cluster, and disturbances of the answers that it gives."""
 
     def __init__(self, cluster: FaultyCluster, marks: Path, *, shows_timeline: bool) -> None:
@@ -82,7 +82,7 @@ class Trial:
         name = self.stages[stage]["node"]
         return next(node for node in self._cluster.nodes if node.name == name)
 
-    def undisturbed(self, questions: Mapping[str, Question]) -> dict[str, list[int]]:
+    def undisturbed(self, questions: Mapping[str, TokenQuestion]) -> dict[str, list[int]]:
         """The right tokens of ``questions``.
 
         Raises:
@@ -95,7 +95,7 @@ class Trial:
         return {name: stream.tokens for name, stream in streams.items()}
 
     def disturbed(
-        self, what: str, questions: Mapping[str, Question], right: Mapping[str, Sequence[int]], at: int,
+        self, what: str, questions: Mapping[str, TokenQuestion], right: Mapping[str, Sequence[int]], at: int,
         disturb: Callable[[], None],
     ) -> dict[str, Any]:  # fmt: skip
         """The outcome of ``disturb`` after ``at`` tokens of each answer."""
@@ -127,6 +127,7 @@ def _summary(found: Mapping[str, Any]) -> str:
     streams = found["streams"].values()
     pauses = ", ".join(f"{one['pause_s']:.2f}" for one in streams)
     how = sorted({how for one in streams for how in one["how"]})
+    prefilled = sum(sum(one["prefilled"]) for one in streams)
     later_s = max(one["later_gap_s"] for one in streams)
     wrong = [
         f"{name} (token {one['first_wrong']} of {one['tokens'][1]}{', ' + one['error'] if one['error'] else ''})"
@@ -135,11 +136,12 @@ def _summary(found: Mapping[str, Any]) -> str:
     ]
     split = ", ".join(f"{name[:-2]} {seconds:.2f}" for name, seconds in found["parts"].items())
     went_on = f"pauses {pauses} s, later gaps up to {later_s:.2f} s"
-    return f"{went_on}; {'+'.join(how) or 'none'}; wrong: {', '.join(wrong) or 'none'}; {split}"
+    regained = f"{'+'.join(how) or 'none'}, {prefilled} positions prefilled"
+    return f"{went_on}; {regained}; wrong: {', '.join(wrong) or 'none'}; {split}"
 
 
 @contextmanager
-def trial(options: argparse.Namespace, positions: int, *, copies: int, exact: bool) -> Iterator[Trial]:
+def trial(options: argparse.Namespace, positions: int, *, copies: int, exact: bool) -> Iterator[RecoveryTrial]:
     """A cluster for answers of so many ``positions``."""
     with tempfile.TemporaryDirectory(prefix="edgepp-recovery-", ignore_cleanup_errors=True) as name, ExitStack() as own:
         folder = Path(name)
@@ -152,7 +154,7 @@ def trial(options: argparse.Namespace, positions: int, *, copies: int, exact: bo
         serve += ["--exact"] if exact else ["--speculate", "off"]
         cluster = FaultyCluster(folder, options.model, own, serve)
         try:
-            yield Trial(cluster, marks, shows_timeline=options.timeline)
+            yield RecoveryTrial(cluster, marks, shows_timeline=options.timeline)
         except BaseException:
             for file in sorted(folder.glob("*.log")):
                 say(f"{file.name}: {file.read_text(encoding='utf-8', errors='replace')[-2000:]}")
@@ -181,7 +183,7 @@ def pauses(options: argparse.Namespace, frontend: ModelFrontend) -> Iterator[dic
 def drains(options: argparse.Namespace, frontend: ModelFrontend) -> Iterator[dict[str, Any]]:
     """Outcomes of `edgepp drain` and of Ctrl-C on a node during a chat."""
     at = 24
-    question = Question(prompt(frontend, 7, options.chat - at), GenerateOptions(12 * at, ignore_eos=True))
+    question = TokenQuestion(prompt(frontend, 7, options.chat - at), GenerateOptions(12 * at, ignore_eos=True))
     for copies in options.copies:
         with trial(options, options.chat + 16 * at, copies=copies, exact=True) as one:
             right = one.undisturbed({"chat": question})
@@ -213,7 +215,7 @@ def accuracies(options: argparse.Namespace, frontend: ModelFrontend) -> Iterator
     """
     at, stages = 32, 3
     questions = {
-        stage: {"plain": Question(prompt(frontend, stage, 24), GenerateOptions(4 * at, ignore_eos=True))}
+        stage: {"plain": TokenQuestion(prompt(frontend, stage, 24), GenerateOptions(4 * at, ignore_eos=True))}
         for stage in range(stages)
     }
     with trial(options, 512, copies=1, exact=False) as one:

@@ -27,12 +27,12 @@ from bench.shaped_decode import taken_on
 from bench.toolkit.cable import FAR, cable, delayed, end_once, host, inside, shape, unavailable
 from bench.toolkit.figures import interleave
 from bench.toolkit.round_trips import OneWayTrip, RoundTrips, connected, one_way, peer
-from bench.toolkit.script import Arguments, program, report, say
+from bench.toolkit.script import ScriptArguments, program, report, say
 from edgepp.benchmark import hidden_states
 from edgepp.benchmark.baselines import RATES_MBIT_PER_S, SENDING, SENDING_MBIT_PER_S, TOGETHER
 from edgepp.benchmark.hidden_states import CODECS, ROWS
 from edgepp.benchmark.machine import commit, machine
-from edgepp.benchmark.markdown import table as markdown_table
+from edgepp.benchmark.markdown_table import table as markdown_table
 from edgepp.benchmark.report import rounded
 from edgepp.child_process import python_command
 from edgepp.errors import ModelError, UsageError
@@ -49,7 +49,7 @@ _SHORT_ROWS = 16
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.add_argument("--rates", type=rates, default=list(RATES_MBIT_PER_S), help="Mbit/s (13,64,105,131,1000,2500)")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="each way, by a proxy at the far end (%(default)s)")
     parser.shared("model", rounds=3)

@@ -24,7 +24,7 @@ from bench.toolkit.side_program import RATES, RunRates, rates
 from bench.toolkit.sides import rates_text
 from bench.toolkit.slow_link import HERE
 from edgepp.benchmark.machine import busy
-from edgepp.benchmark.markdown import table as markdown_table
+from edgepp.benchmark.markdown_table import table as markdown_table
 from edgepp.benchmark.workload import decode_step
 from edgepp.child_process import python_command
 from edgepp.engine.frontend import ModelFrontend
@@ -112,20 +112,20 @@ def _stage(
 
 
 @dataclass(frozen=True)
-class Traffic:
+class InterfaceTraffic:
     """Bytes through the interface of the near end, headers and acknowledgements included."""
 
     there: int
     back: int
 
     @classmethod
-    def now(cls) -> Traffic:
+    def now(cls) -> InterfaceTraffic:
         """Bytes since the cable was made."""
         counted = psutil.net_io_counters(pernic=True)[PORT]
         return cls(counted.bytes_sent, counted.bytes_recv)
 
-    def __sub__(self, other: Traffic) -> Traffic:
-        return Traffic(self.there - other.there, self.back - other.back)
+    def __sub__(self, other: InterfaceTraffic) -> InterfaceTraffic:
+        return InterfaceTraffic(self.there - other.there, self.back - other.back)
 
 
 @dataclass
@@ -164,12 +164,12 @@ class JoinedPipeline:
             "wire_ms": decode_step(timing).wire_ms,
         }
 
-    def _ask(self, pipeline: Pipeline, number: int, generate: int) -> tuple[Timing, Traffic]:
-        before = Traffic.now()
+    def _ask(self, pipeline: Pipeline, number: int, generate: int) -> tuple[Timing, InterfaceTraffic]:
+        before = InterfaceTraffic.now()
         tokens = prompt(self.frontend.checkpoint.vocab_size, self.options.prompt_tokens, number)
         request = pipeline.engine.submit(tokens, GenerateOptions(generate, ignore_eos=True))
         arrivals(request)
-        return request.timing, Traffic.now() - before
+        return request.timing, InterfaceTraffic.now() - before
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
     python -m bench.simulation --pipelines 4 --stages 8 --requests 1000 --rate 6 --prompt 100-200 --answer 100-200
     python -m bench.simulation --stages 2,4,8,16 --requests 1,16,64
+    python -m bench.simulation --stages 2,4 --requests 1 --acceptance 0.5,0.7,0.9
     python -m bench.simulation --trace requests.csv --mean-between-failures 3600 --recover
     python -m bench.simulation --check --save costs.json
 
@@ -24,7 +25,7 @@ from typing import Any
 
 from bench.simulation_check import checked, costs_of, model_of, table_of_check
 from bench.toolkit.figures import table
-from bench.toolkit.script import Arguments, Result, count, counts, script
+from bench.toolkit.script import Result, ScriptArguments, count, counts, script
 from edgepp.errors import UsageError
 from edgepp.simulator.costs import Curve, LinkCost, Replica
 from edgepp.simulator.result import Report
@@ -36,7 +37,7 @@ COSTS = Path(__file__).parent / "simulation_costs.json"
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     add = parser.add_argument
     add("--costs", type=Path, default=COSTS, help="a file that --save wrote (bench/simulation_costs.json)")
     add("--decode-ms", type=curve, help="the whole model's decode step by rows, as 1:20,8:45")
@@ -55,6 +56,7 @@ def parse() -> argparse.Namespace:
     add("--answer", type=span, default=(128, 128), help="tokens, or a range of them (128)")
     add("--owners", type=count, default=0, help="number of owners; each request has its own unless given")
     add("--shared", type=count, default=0, help="tokens that all prompts of an owner begin with (%(default)s)")
+    add("--acceptance", type=probabilities, default=[None], help="of guesses; as 0.5,0.7 each in turn (no guesses)")
     add("--trace", type=Path, help="CSV of requests: at_s,owner,prompt,answer[,shared,conversation]")
     add(
         "--fail",
@@ -93,6 +95,16 @@ def amount(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of 0 or more")
     return value
+
+
+def probabilities(text: str) -> list[float | None]:
+    """Parse numbers from 0 to 1, separated by commas."""
+    found: list[float | None] = []
+    for part in text.split(","):
+        if (value := amount(part)) > 1:
+            raise argparse.ArgumentTypeError(f"'{part}' is not a number from 0 to 1")
+        found.append(value)
+    return found
 
 
 def span(text: str) -> tuple[int, int]:
@@ -155,10 +167,12 @@ def load(options: argparse.Namespace, requests: int) -> tuple[Arrival, ...]:
     return poisson(requests, options.rate, options.prompt, options.answer, options.owners, options.shared, options.seed)
 
 
-def simulated(options: argparse.Namespace, pipelines: int, stages: int, requests: int) -> dict[str, Any]:
+def simulated(
+    options: argparse.Namespace, pipelines: int, stages: int, requests: int, acceptance: float | None
+) -> dict[str, Any]:
     """Simulate one case of the command line."""
     cluster = [one_pipeline(options, stages)] * pipelines
-    arrivals = load(options, requests)
+    arrivals = [replace(arrival, acceptance=acceptance) for arrival in load(options, requests)]
     losses = [replace(one, returns_s=one.at_s + options.away) for one in options.fail]
     if options.mean_between_failures is not None:
         until_s = max(arrival.at_s for arrival in arrivals)
@@ -167,7 +181,8 @@ def simulated(options: argparse.Namespace, pipelines: int, stages: int, requests
     began_s = time.perf_counter()
     found = simulate(cluster, arrivals, losses, options.routing, recovery)
     took_s = time.perf_counter() - began_s
-    return {"pipelines": pipelines, "stages": stages, "took_s": took_s, **summary(found)}
+    case = {"pipelines": pipelines, "stages": stages, "acceptance": acceptance}
+    return {**case, "took_s": took_s, **summary(found)}
 
 
 def summary(found: Report) -> dict[str, Any]:
@@ -178,7 +193,7 @@ def summary(found: Report) -> dict[str, Any]:
         **{name: getattr(found, name) for name in (*names, *uses)},
         **{name: asdict(getattr(found, name)) for name in ("ttft_s", "itl_s", "queue_s")},
         "preempted": sum(use.preempted for use in found.replicas),
-        "reused": sum(outcome.reused for outcome in found.outcomes),
+        **{name: sum(getattr(one, name) for one in found.outcomes) for name in ("reused", "guessed", "right")},
         "recoveries": [asdict(recovery) for recovery in found.recoveries],
     }
 
@@ -196,7 +211,8 @@ def one_simulation(result: Result) -> Iterator[str]:
     yield (
         f"stages compute {result['stage_use']:.0%} of the time, bubbles {result['bubbles']:.0%},"
         f" coordinator {result['coordinator_use']:.0%};"
-        f" {result['preempted']} preempted, {result['reused']} tokens reused"
+        f" {result['preempted']} preempted, {result['reused']} tokens reused,"
+        f" {result['right']} of {result['guessed']} guesses right"
     )
     headings = ("mean", "p50", "p90", "p99", "maximum")
     times = (("ttft_s", "first token s"), ("itl_s", "between tokens s"), ("queue_s", "queue s"))
@@ -216,6 +232,7 @@ COLUMNS = (
     ("pipelines", "pipes"),
     ("stages", "stages"),
     ("requests", "requests"),
+    ("acceptance", "acceptance"),
     ("tokens_per_s", "token/s"),
     ("ttft_s.p50", "first p50 s"),
     ("ttft_s.p99", "p99 s"),
@@ -238,6 +255,8 @@ def comparison(results: Sequence[Result]) -> Iterator[str]:
 def _figure(result: Result, name: str) -> str:
     first, _, then = name.partition(".")
     value = len(result["recoveries"]) if first == "losses" else result[first][then] if then else result[first]
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) and value < 1000 else f"{value:.0f}"
 
 
@@ -248,7 +267,7 @@ def measured(options: argparse.Namespace) -> Result:
         if options.save is not None:
             options.save.write_text(json.dumps(result["costs"], indent=1) + "\n", encoding="utf-8")
         return result
-    each = itertools.product(options.pipelines, options.stages, options.requests)
+    each = itertools.product(options.pipelines, options.stages, options.requests, options.acceptance)
     runs = [simulated(options, *numbers) for numbers in each]
     return runs[0] if len(runs) == 1 else {"runs": runs}
 

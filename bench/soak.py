@@ -32,9 +32,9 @@ import openai
 
 from bench.faults.injection import FaultInjector, Happened, is_of_coordinator
 from bench.faults.processes import FaultyCluster
-from bench.faults.questions import QUESTIONS, Heard, Question, ask
+from bench.faults.questions import QUESTIONS, Heard, RepeatableQuestion, ask
 from bench.toolkit.figures import slope_per_minute
-from bench.toolkit.script import Arguments, Result, count, say, script
+from bench.toolkit.script import Result, ScriptArguments, count, say, script
 from edgepp.errors import EdgeppError
 
 _CANCELLED_SHARE = 0.12
@@ -58,7 +58,7 @@ _NAMES_A_PART = re.compile(
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.shared("model")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the run (%(default)s)")
     parser.add_argument("--seed", type=count, default=1, help="of faults and requests (%(default)s)")
@@ -86,8 +86,8 @@ class Soak:
         self.recoveries: Counter[str] = Counter()
         self.pauses_s: list[float] = []
         """Pauses of recoveries, as the coordinator tells them."""
-        self._right: dict[Question, Heard] = {}
-        self._running: dict[int, tuple[Question, float]] = {}
+        self._right: dict[RepeatableQuestion, Heard] = {}
+        self._running: dict[int, tuple[RepeatableQuestion, float]] = {}
         self._stop = threading.Event()
         self._injector: FaultInjector
 
@@ -154,7 +154,7 @@ class Soak:
                 self.kinds[question.kind] += 1
                 self._judge(question, heard, error)
 
-    def _judge(self, question: Question, heard: Heard, error: Exception | None) -> None:
+    def _judge(self, question: RepeatableQuestion, heard: Heard, error: Exception | None) -> None:
         """Count what became of a request, and hold it to its right answer."""
         met = self._injector.during(heard.began_s - _RECENT_S, time.monotonic())
         outcome = "error" if error else "cancelled" if heard.cancelled else "whole"

@@ -1,10 +1,15 @@
-"""Speculation over a slow link: token rates with and without guesses, over the same stage processes.
+"""Speculation: token rates with and without guesses, over the same stage processes.
 
     python -m bench.speculation --model smollm2-135m --delay-ms 10 --rounds 5
+    python -m bench.speculation --delay-ms 0 --speculate lookup
+    python -m bench.speculation --oracle 0.5,0.7,0.9 --stages 2 --threads 1
 
-Three tasks: copy a text with small edits, where guesses are right; sample a story, where few guesses are right; and
-sample after a random prompt, where none are right. Two pipelines, with and without guesses, stay open over the same
-stages behind a slow link and answer in turn.
+Four tasks: copy a text with small edits, where guesses are right; answer a question greedily; sample a story, where few
+guesses are right; and sample after a random prompt, where none are right. Two pipelines, with and without guesses, stay
+open over the same stages, behind links with a delay if there is one, and answer in turn.
+
+With --oracle guesses come from the answer without guesses, of which the given share is right, and cost nothing. The
+pipeline is compared with one process without guesses, and with the event model of ``toolkit/guess_model``.
 """
 
 from __future__ import annotations
@@ -16,9 +21,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from bench import oracle_rows
 from bench.toolkit.figures import interleave, prompt, ratio, spread_text, table
 from bench.toolkit.local import stage_processes
-from bench.toolkit.script import Arguments, Result, count, script
+from bench.toolkit.questions import QUESTIONS
+from bench.toolkit.script import Result, ScriptArguments, count, script
 from bench.toolkit.slow_link import SlowLink
 from edgepp.benchmark.prompts import words
 from edgepp.benchmark.report import Spread
@@ -36,13 +43,25 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
-    parser.shared("model", "stages", "threads", "rounds", "backend", gen=192)
+    parser = ScriptArguments(__doc__)
+    parser.shared("model", "stages", "threads", "rounds", "backend", gen=192, prompt_tokens=64)
+    parser.add_argument("--oracle", type=shares, help="shares of right guesses of an oracle, as 0.5,0.7,0.9")
     parser.add_argument("--delay-ms", type=float, default=10.0, help="of every link, each way (%(default)s)")
     parser.add_argument("--speculate", default="lookup", help="what guesses: lookup, or a small model (%(default)s)")
     parser.add_argument("--words", type=count, default=100, help="of the text to copy (%(default)s)")
     parser.add_argument("--exact", action="store_true", help="float32 arithmetic, in which answers are the same")
     return parser.parse_args()
+
+
+def shares(text: str) -> list[float]:
+    """Different numbers above 0 and up to 1, separated by commas, from a command line."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found) or not all(0 < share <= 1 for share in found):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of shares above 0 and up to 1")
+    return found
 
 
 class TwoPipelines:
@@ -84,6 +103,11 @@ class TwoPipelines:
         options = GenerateOptions(self._options.gen)
         return pipeline.ask(Conversation.of(question), options, owner=str(turn))
 
+    def chat(self, pipeline: Pipeline, turn: int) -> TextStream:
+        """Answer a question greedily."""
+        question = Conversation.of(QUESTIONS[turn % len(QUESTIONS)])
+        return pipeline.ask(question, GenerateOptions(self._options.gen), owner=str(turn))
+
     def story(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Sample a story at temperature 1, which repeats a phrase sometimes."""
         sampling = SamplingOptions(temperature=1.0, seed=turn)
@@ -92,7 +116,7 @@ class TwoPipelines:
 
     def random(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Sample an answer to a random prompt, at a high temperature."""
-        ids = prompt(self._vocabulary, 64, turn)
+        ids = prompt(self._vocabulary, self._options.prompt_tokens, turn)
         sampling = SamplingOptions(temperature=1.5, seed=turn)
         request = pipeline.engine.submit(ids, GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling))
         return TextStream(pipeline.engine, request, pipeline.tokenizer.detokenizer())
@@ -106,11 +130,16 @@ Task = Callable[[Pipeline, int], TextStream]
 
 
 def measured(options: argparse.Namespace) -> Result:
+    """One row per acceptance of the oracle, or one per task."""
+    return tasks_measured(options) if options.oracle is None else oracle_rows.measured(options)
+
+
+def tasks_measured(options: argparse.Namespace) -> Result:
     """One row per task: both rates, their ratio per round, and the number of right guesses."""
     if options.speculate == "off":
         raise UsageError("--speculate off leaves nothing to compare", "name lookup, or a small model")
     both = TwoPipelines(options)
-    tasks: dict[str, Task] = {"copy": both.copy, "story": both.story, "random": both.random}
+    tasks: dict[str, Task] = {"copy": both.copy, "chat": both.chat, "story": both.story, "random": both.random}
 
     same = dict.fromkeys(tasks, 0)
 
@@ -148,6 +177,9 @@ def row(task: str, rounds: Sequence[Sequence[TextStream]]) -> dict[str, Any]:
 
 def lines(result: Result) -> Iterator[str]:
     """Lines of the result for people."""
+    if result["oracle"] is not None:
+        yield from oracle_rows.lines(result)
+        return
     headings = ("task", "plain tok/s", "guessing", "ratio", "right", "same answers")
     yield from table(headings, [_cells(one) for one in result["rows"]])
 

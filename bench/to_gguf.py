@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.toolkit.script import Arguments, Result, script
+from bench.toolkit.script import Result, ScriptArguments, script
 from edgepp.backend.onnx.architecture import Architecture, read_architecture
 from edgepp.backend.onnx.weights import rows_of, unpack
 from edgepp.errors import EdgeppError, ModelError
@@ -184,7 +184,7 @@ def _slices(rows: int) -> Iterator[slice]:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.add_argument("model", help="a name, hub repository or folder")
     parser.add_argument("gguf", type=Path, help="file to write")
     parser.add_argument("--type", choices=TYPES, default="q4_1", help="format of 4-bit weights (%(default)s)")

@@ -39,6 +39,7 @@ from edgepp.errors import (
     StageLost,
     UsageError,
 )
+from edgepp.lazy_names import lazy_names
 
 TYPE_CHECKING = False  # as in `typing`, without the time to import it
 if TYPE_CHECKING:
@@ -137,14 +138,7 @@ for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORME
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def __getattr__(name: str) -> object:
-    """Import a name of the Python interface at its first use, so that `edgepp --help` is fast."""
-    for module, names in _LAZY.items():
-        if name in names:
-            from importlib import import_module
-
-            return import_module(f"{module}.{name}") if module == "edgepp" else getattr(import_module(module), name)
-    raise AttributeError(f"module 'edgepp' has no attribute '{name}'")
+__getattr__ = lazy_names(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import signal
 import site
 import sys
 import time
@@ -19,12 +20,24 @@ def python_command(module: str, *arguments: str) -> list[str]:
     """Command line that runs ``module`` as ``__main__`` in an isolated interpreter (``-I``).
 
     The child imports from the same folders as this process, except the current folder; environment variables such as
-    ``PYTHONPATH`` add none. Ctrl-C during the imports ends the child without a traceback; afterwards the module handles
-    Ctrl-C.
+    ``PYTHONPATH`` add none. It does not find PyTorch, which nothing here needs, and which transformers imports where it
+    is installed: that takes seconds, and more memory than some children may use. Ctrl-C during the imports ends the
+    child without a traceback; afterwards the module handles Ctrl-C.
     """
     quiet = "import signal; signal.getsignal(2) is signal.default_int_handler and signal.signal(2, signal.SIG_DFL)"
-    run = f"import runpy, sys; sys.path[:] = {trusted_path()!r}; runpy.run_module({module!r}, None, '__main__', True)"
-    return [sys.executable, "-I", "-c", f"{quiet}; {run}", *arguments]
+    paths = f"import runpy, sys; sys.path[:] = {trusted_path()!r}; sys.modules['torch'] = None"
+    run = f"runpy.run_module({module!r}, None, '__main__', True)"
+    return [sys.executable, "-I", "-c", f"{quiet}; {paths}; {run}", *arguments]
+
+
+def read_configuration() -> str:
+    """The first line of standard input, by which a parent configures its child; empty if the parent has ended already.
+
+    From now on Ctrl-C and the end of a terminal, which reach the whole process group, are left to the parent.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    return sys.stdin.readline()
 
 
 def trusted_path() -> list[str]:

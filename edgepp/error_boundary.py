@@ -1,4 +1,4 @@
-"""Conversion of any exception to an ``EdgeppError``, at the outermost level of a command, process or thread.
+"""Conversion of any exception to an ``EdgeppError``, at the edge of a command, process or thread.
 
 A condition of the machine or its user (a full disk, a closed stream, bytes that are not text, too little memory) gets
 a sentence and a next step. Any other exception is a fault of edgepp: a report file is written, and the hint names it.

@@ -8,7 +8,7 @@ EdgeppError
 ├── PlanError             the stages do not cover each layer once, or the nodes cannot hold the model
 ├── PairingError          a node is not admitted: not invited, wrong code or key, revoked
 ├── PeerLost              an address does not answer, or the connection to the coordinator ended
-├── NotReady              the cluster cannot answer now: it loads, plans anew, or lacks machines
+├── NotReady              the cluster cannot answer now: it loads, plans again, or lacks machines
 ├── Overloaded            too much is under way already; the same may succeed later
 ├── ProtocolError         bytes that break the wire protocol
 │   ├── LocalProtocolError    this process was about to send the bytes
@@ -90,7 +90,7 @@ class PeerLost(EdgeppError):  # noqa: N818 - named as in logs and in other syste
 
 
 class NotReady(EdgeppError):  # noqa: N818
-    """The cluster cannot answer now: it loads, plans anew, or lacks machines."""
+    """The cluster cannot answer now: it loads, plans again, or lacks machines."""
 
 
 class Overloaded(EdgeppError):  # noqa: N818

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from typing import Any
 
 # C0 and C1 controls except tab and newline, DEL, directional overrides and isolates, and lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -31,8 +32,16 @@ def json_line(value: object) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """A log formatter that replaces control characters: arguments of log records may come from other machines."""
+    """A log formatter for text from other machines: it has no control characters, and begins no line of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as printable text; a traceback keeps its lines."""
+        """The record as one printable line; the lines of a traceback follow, indented."""
         return printable(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging has it
+        """The line without the traceback."""
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """A traceback."""
+        return "\n".join(f"  {line}" for line in super().formatException(ei).splitlines())

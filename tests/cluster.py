@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from edgepp.coordinator.client import connect_coordinator
+from edgepp.errors import PeerLost
 from tests.waiting import PATIENCE_S, eventually
 
 EDGEPP = [sys.executable, "-m", "edgepp"]
@@ -133,11 +136,25 @@ class Machine:
             [*EDGEPP, *arguments], input="", capture_output=True, text=True, timeout=timeout_s, env=self.env(**env)
         )
 
-    def json(self, *arguments: str, **env: str) -> dict[str, Any]:
-        done = self.run(*arguments, **env)
+    def json(self, *arguments: str, timeout_s: float = PATIENCE_S, **env: str) -> dict[str, Any]:
+        done = self.run(*arguments, timeout_s=timeout_s, **env)
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
+
+    def status(self) -> dict[str, Any]:
+        """The state of its cluster, which this process asks for: `edgepp status` takes a second to start."""
+
+        def look() -> dict[str, Any] | None:
+            with suppress(PeerLost), pytest.MonkeyPatch.context() as patch:
+                patch.setenv("EDGEPP_HOME", self.env()["EDGEPP_HOME"])
+                with connect_coordinator() as client:
+                    return client.status
+            return None
+
+        found = eventually(f"the coordinator answers {self.name}", look)
+        assert found is not None
+        return found
 
     @contextmanager
     def running(self, *arguments: str, **env: str) -> Iterator[Running]:
@@ -171,7 +188,7 @@ def wait_for(machine: Machine, stages: int) -> dict[str, Any]:
     """The cluster's state once it is ready with so many stages."""
 
     def look() -> dict[str, Any] | None:
-        state = machine.json("status", "--json")
+        state = machine.status()
         return state if state["state"] == "ready" and len(state["stages"]) == stages else None
 
     found = eventually(f"ready with {stages} stages", look)

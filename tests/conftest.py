@@ -21,6 +21,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.builders.checkpoints import Checkpoints
+from tests.builders.properties import examples
+from tests.waiting import PATIENCE_S
 
 RUN = f"run-{uuid.uuid4().hex}"
 os.environ["EDGEPP_TEST_RUN"] = RUN  # inherited by every process that a test starts, whoever its parent becomes
@@ -30,16 +32,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on Linux it would call a C++ compiler for each kernel
 
-hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "repeat", deadline=None, derandomize=True, database=None, max_examples=examples(100)
+)
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
-# The same examples in every run, so that a change and not chance makes a test fail; `make fuzz` looks for others.
+# The same few examples in every run, so that a change and not chance makes a test fail; `make fuzz` looks for others.
 hypothesis.settings.load_profile(os.environ.get("EDGEPP_EXAMPLES", "repeat"))
 
 # A shell's background jobs, and what runs under `nohup`, ignore these, as do their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-_PATIENCE_S = 8.0
 
 
 def _started_processes() -> list[psutil.Process]:
@@ -109,6 +111,8 @@ class _Shelves(LoadScopeScheduling):
                 return "netns"  # bridges and addresses are the machine's
             case "loopback" | "faults":
                 return nodeid.partition("::")[0]  # fixtures per module are costly
+            case "unit" if all("unit" in Path(argument).parts for argument in self.config.args):
+                return nodeid.partition("::")[0]  # fewer messages; beside slow tests, each fills what they leave idle
         return nodeid
 
 
@@ -123,7 +127,7 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     # A unit test starts no process (its shelf refuses that), and a look at all processes takes 10 ms.
     look = list if request.node.nodeid.startswith("tests/unit/") else _started_processes
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while (look() or _edgepp_threads()) and time.monotonic() < deadline:
         time.sleep(0.02)
     threads, processes = _edgepp_threads(), look()

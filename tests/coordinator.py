@@ -11,6 +11,7 @@ from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.pipeline_order import PipelineOrder
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
@@ -19,7 +20,7 @@ from edgepp.placement.types import PlacementRequest
 from edgepp.wire.address import Address
 from edgepp.wire.transport import Sender
 from tests.stages import GUEST
-from tests.unit.coordinator.test_planner import SIZE
+from tests.unit.coordinator.planned_cluster import SIZE
 
 
 def _no_pipeline(*_: Any) -> Any:
@@ -54,7 +55,7 @@ def idle_coordinator() -> Coordinator:
         Address("127.0.0.1", 0),
         planner,
         pipeline_manager,
-        lambda _: None,
+        RecentEvents(lambda _: None),
         _no_pipeline,
     )
 

@@ -136,8 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", state.redirect_to + self.path)
             return self.end_headers()
-        if state.busy:
-            state.busy -= 1
+        with state.lock:
+            refuses, state.busy = state.busy > 0, max(0, state.busy - 1)
+        if refuses:
             return self._refuse(503, "")
         data = path.read_bytes()
         headers = {"X-Repo-Commit": state.commit, "ETag": '"x"', "Accept-Ranges": "bytes"}
@@ -164,12 +165,12 @@ class _Handler(BaseHTTPRequestHandler):
             allowed = self.state.allowance(len(block)) if name.endswith(".safetensors") else len(block)
             if allowed < len(block) and self.state.hold is not None:
                 self.state.hold.wait(60)
+            with self.state.lock:  # before it goes: whoever has it may ask at once how much was sent
+                self.state.sent[name] += allowed
             try:
                 self.wfile.write(block[:allowed])
             except ConnectionError:
                 return
-            with self.state.lock:
-                self.state.sent[name] += allowed
             if allowed < len(block):
                 return
 

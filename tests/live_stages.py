@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from edgepp.backend import choose
-from edgepp.backend.base import BackendOptions
+from edgepp.backend.base import BackendOptions, StageModel
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.stage_process.compute_thread import ComputeThread
@@ -27,6 +26,7 @@ from edgepp.wire.messages.control import Attach, Attached, Ping, Pong
 from edgepp.wire.messages.data import Batch, Forward, Hidden, KvPiece
 from edgepp.wire.messages.recovery import Expect, Held, Push, Rebuilt
 from edgepp.wire.transport import Link, Listener
+from tests.live_ranks import stage_model
 from tests.stages import WELCOME
 from tests.waiting import PATIENCE_S
 
@@ -35,11 +35,13 @@ CAPACITY = 256
 
 
 class LiveStage(threading.Thread):
-    """One stage of ``checkpoint``; its compute thread is this thread."""
+    """One stage of ``checkpoint``, of one process or of several ranks; its compute thread is this thread."""
 
-    def __init__(self, checkpoint: Checkpoint, layers: LayerRange, options: BackendOptions) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, layers: LayerRange, options: BackendOptions, ranks: tuple[int, ...] = (1,)
+    ) -> None:
         super().__init__(name="stage")
-        self.layers = layers
+        self.layers, self._ranks = layers, ranks
         self._checkpoint, self._options = checkpoint, options
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         width = checkpoint.hidden_size
@@ -50,8 +52,11 @@ class LiveStage(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        with stage_model(self._checkpoint, self.layers, "onnx", self._options, self._ranks) as model:
+            self._run(model)
+
+    def _run(self, model: StageModel) -> None:
         checkpoint = self._checkpoint
-        model = choose("onnx", checkpoint).load_stage(checkpoint, self.layers, self._options)
         compute = self.compute = ComputeThread(ModelRunner(model, checkpoint.context), self.data)
         width = checkpoint.hidden_size
         connector = NextStageConnector(
@@ -150,9 +155,9 @@ class Driver:
         self.send(sequence, position, hidden, **changes)
         return self.result()
 
-    def rebuilt(self, stage: LiveStage, length: int) -> None:
-        """Wait until the stage has told that it holds ``length`` positions."""
-        while (message := self.hear(stage)) != Rebuilt(self.epoch, 1, length):
+    def rebuilt(self, stage: LiveStage, length: int, sequence: int = 1) -> None:
+        """Wait until the stage has told that it holds ``length`` positions of ``sequence``."""
+        while (message := self.hear(stage)) != Rebuilt(self.epoch, sequence, length):
             assert isinstance(message, Rebuilt), message
 
     def state(self, stage: LiveStage) -> Pong:
@@ -189,14 +194,20 @@ class Driver:
 
 
 @contextmanager
-def live_stages(path: Path) -> Iterator[tuple[Callable[..., LiveStage], Driver]]:
-    """A function that starts a stage of layers ``[start, stop)``, and their coordinator."""
+def live_stages(
+    path: Path, ranks: Sequence[tuple[int, ...]] = ((1,),)
+) -> Iterator[tuple[Callable[..., LiveStage], Driver]]:
+    """A function that starts a stage of layers ``[start, stop)``, and their coordinator.
+
+    Each stage has the weights of ``ranks`` whose turn it is.
+    """
     checkpoint = Checkpoint.open(path)
     driver = Driver(checkpoint)
     started: list[LiveStage] = []
 
     def start(first: int, stop: int, kv_bits: int | None = None) -> LiveStage:
-        stage = LiveStage(checkpoint, LayerRange(first, stop), BackendOptions(exact=True, kv_bits=kv_bits))
+        options, weights = BackendOptions(exact=True, kv_bits=kv_bits), ranks[len(started) % len(ranks)]
+        stage = LiveStage(checkpoint, LayerRange(first, stop), options, weights)
         started.append(stage)
         stage.ready()
         return stage

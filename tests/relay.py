@@ -8,6 +8,7 @@ import threading
 from contextlib import suppress
 
 from edgepp.wire.address import Address
+from tests.waiting import PATIENCE_S
 
 
 class Relay(threading.Thread):
@@ -62,7 +63,7 @@ class Relay(threading.Thread):
         """End all connections at once; new ones are accepted."""
         self.broken.clear()
         self._breaking.set()
-        assert self.broken.wait(10.0)
+        assert self.broken.wait(PATIENCE_S)
 
     def close(self) -> None:
         """End all connections, and listen no more."""

@@ -125,13 +125,17 @@ class Stage:
 
     def feed(self, frame: Forward | Batch, hidden: Any, sender: Sender = GUEST) -> None:
         """Let the compute thread handle a frame, which gets the next number of its link unless it has one."""
+        self.put(frame, hidden, sender)
+        self.compute.receive()
+
+    def put(self, frame: Forward | Batch, hidden: Any, sender: Sender = GUEST) -> None:
+        """Let a frame wait in the socket, with the number of the first that waits there unless it has one."""
         ring = self.compute._rings.get(frame.epoch)
         if ring is not None and not frame.serial:
             frame = frame._replace(serial=ring._received)
         tensor = np.asarray(hidden, np.float32).tobytes()
         frame = frame._replace(checksum=frame.checksum or zlib.crc32(tensor))
         self.data.put(sender, [encode(frame), tensor])
-        self.compute.receive()
 
     def faults(self) -> list[Fault]:
         return [message for _, message in self.compute.outbox.drain() if isinstance(message, Fault)]

@@ -12,8 +12,9 @@ from zmq.utils import z85
 from edgepp.wire import text_fields as values
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Welcome
-from edgepp.wire.messages.data import Batch, Forward, KvPiece
-from edgepp.wire.messages.nodes import Enrol, Load, Warm
+from edgepp.wire.messages.data import Batch, Forward, Kept, KvPiece
+from edgepp.wire.messages.nodes import Enrol, Load, Loaded, Warm
+from edgepp.wire.messages.ranks import KvOrder, StepOrder
 from edgepp.wire.messages.recovery import Expect, Held, Push, Replay
 
 KEYS = tuple(z85.encode(bytes([number] * 32)).decode() for number in (1, 2, 3))
@@ -62,34 +63,59 @@ def valid(message: Message) -> Message:
             )
         case Forward():
             rows = max(1, message.rows)
-            return message._replace(rows=rows, wanted_rows=min(message.wanted_rows, rows))
+            message = message._replace(rows=rows, wanted_rows=min(message.wanted_rows, rows))
+            return _with_result(message)
         case Replay():
             start, stop = 0, max(1, message.stop)
-            return message._replace(start=start, stop=stop, capacity=max(message.capacity, stop))
+            return message._replace(start=start, stop=stop, capacity=max(message.capacity, stop), source=0)
         case Expect():
             length = max(1, message.length)
             return message._replace(length=length, capacity=max(message.capacity, length))
         case Push():
             ranges = {"start_layer": 1, "stop_layer": 2, "start": 0, "stop": max(1, message.stop)}
             return message._replace(**ranges, addresses=message.addresses or _ADDRESSES[0])
-        case KvPiece():
-            return message._replace(start_layer=1, stop_layer=2, start=0, stop=max(1, message.stop))
+        case KvPiece() | Kept() | KvOrder():
+            return _with_copied_layers(message)
         case Held():
             message = message._replace(start=1, stop=2)
             return _matched(message)
-        case Batch():
+        case Batch() | StepOrder():
             return _matched(message)
         case Enrol():
             return message._replace(start=0, stop=0) if message.start >= message.stop else message
-        case Load() | Warm():
-            return message._replace(start=1, stop=2) if message.start >= message.stop else message
+        case Load() | Warm() | Loaded():
+            return _with_layers(message)
     return message
+
+
+def _with_copied_layers(message: KvPiece | Kept | KvOrder) -> Message:
+    if isinstance(message, KvPiece | KvOrder):
+        message = message._replace(start=0, stop=max(1, message.stop))
+    return message._replace(start_layer=1, stop_layer=2)
+
+
+def _with_layers(message: Load | Warm | Loaded) -> Message:
+    """The message with layers, or for a process that drafts without; with as many ranks as weights."""
+    if isinstance(message, Loaded):
+        return message._replace(rank_weights=message.rank_pids)
+    if isinstance(message, Load) and message.drafts:
+        return message._replace(start=0, stop=0)
+    return message._replace(start=1, stop=2) if message.start >= message.stop else message
 
 
 def _matched(message: Any) -> Any:
     """The message with distinct sequences and one position for each."""
     ids = tuple(dict.fromkeys(message.sequences))
-    return message._replace(sequences=ids, positions=(message.positions * len(ids))[: len(ids)])
+    matched = message._replace(sequences=ids, positions=(message.positions * len(ids))[: len(ids)])
+    if isinstance(message, StepOrder):
+        wanted = 0 if message.result == "hidden" else 1
+        matched = matched._replace(rows=len(ids), wanted_rows=wanted)
+    return matched if isinstance(message, Held) else _with_result(matched)
+
+
+def _with_result(message: Any) -> Any:
+    """The message with candidates only where it asks for them."""
+    return message._replace(candidates=max(1, message.candidates) if message.result == "candidates" else 0)
 
 
 def messages(*kinds: type) -> st.SearchStrategy[Message]:

@@ -24,14 +24,14 @@ _PARTS = ("detection_s", "loading_s", "opening_s", "joining_s", "rebuilding_s", 
 
 
 @dataclass(frozen=True)
-class Question:
+class TokenQuestion:
     """Token ids of a prompt, and options."""
 
     ids: tuple[int, ...]
     options: GenerateOptions
 
 
-def four_streams(frontend: ModelFrontend, prompt_tokens: int, tokens: int) -> dict[str, Question]:
+def four_streams(frontend: ModelFrontend, prompt_tokens: int, tokens: int) -> dict[str, TokenQuestion]:
     """Plain, JSON schema, seeded sampling, and two choices of one prompt: each of ``prompt_tokens`` + ``tokens``."""
     digits = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": tokens // 2}
     schema = json.dumps(digits | {"maxItems": tokens // 2})
@@ -46,7 +46,7 @@ def four_streams(frontend: ModelFrontend, prompt_tokens: int, tokens: int) -> di
     }
     prompts = {name: prompt(frontend, number, prompt_tokens) for number, name in enumerate(options)}
     prompts["choice 2"] = prompts["choice 1"]
-    return {name: Question(prompts[name], one) for name, one in options.items()}
+    return {name: TokenQuestion(prompts[name], one) for name, one in options.items()}
 
 
 def prompt(frontend: ModelFrontend, number: int, tokens: int) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ def prompt(frontend: ModelFrontend, number: int, tokens: int) -> tuple[int, ...]
 class TimedStream(threading.Thread):
     """An answer to a question, over a connection of its own."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: TokenQuestion) -> None:
         super().__init__(name="stream", daemon=True)
         self._question = question
         self.tokens: list[int] = []
@@ -100,7 +100,7 @@ class TimedStream(threading.Thread):
 
 
 def answers(
-    questions: Mapping[str, Question], at_tokens: int = 0, disturb: Callable[[], None] = lambda: None
+    questions: Mapping[str, TokenQuestion], at_tokens: int = 0, disturb: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, TimedStream], float]:
     """Ask all questions at the same time, and ``disturb`` once each answer has ``at_tokens``; returns when that was.
 
@@ -139,6 +139,7 @@ def outcome(
             "later_gap_s": stream.later_gap_s(on_s),
             "right": stream.error is None and stream.tokens == list(right[name]),
             "how": [one.how for one in stream.recoveries],
+            "prefilled": [one.prefilled for one in stream.recoveries],
             "error": str(stream.error) if stream.error else None,
             "tokens": [len(stream.tokens), len(right[name])],
             "first_wrong": first_difference(stream.tokens, right[name]),

@@ -46,7 +46,7 @@ def _stage() -> None:
     from edgepp.stage_process.attachment import Attachment
     from edgepp.stage_process.boundary_log import BoundaryLog
 
-    marked(main, "_load", "stage imported", "stage has weights")
+    marked(main, "load_layers", "stage imported", "stage has weights")
     marked(main, "measure_speed", after="stage has measured its speed")
     if os.environ.get("EDGEPP_WITHOUT") == "log":
         changed: Any = BoundaryLog

@@ -31,7 +31,7 @@ _READ_S = 60.0
 
 
 @dataclass(frozen=True)
-class Question:
+class RepeatableQuestion:
     """One question; the same question always has the same answer."""
 
     text: str
@@ -50,17 +50,17 @@ class Question:
 
 
 QUESTIONS = (
-    Question("Name three colours.", 6),
-    Question("What is the capital of France?", 16),
-    Question("Write a sentence about the sea and the wind.", 48),
-    Question("Tell me a name and an age.", 40, schema=True),
-    Question("Why do birds sing?", 24, seed=7),
-    Question("word " * 120 + "What was the word?", 12),
-    Question("Count from one to ten.", 12, http=True),
-    Question("Describe a winter morning in the mountains.", 48, http=True),
-    Question("Tell me a name and an age.", 40, http=True, schema=True),
-    Question("Invent a title for a book.", 16, http=True, seed=11, choices=2),
-    Question("Say something about rivers.", 24, http=True, seed=5),
+    RepeatableQuestion("Name three colours.", 6),
+    RepeatableQuestion("What is the capital of France?", 16),
+    RepeatableQuestion("Write a sentence about the sea and the wind.", 48),
+    RepeatableQuestion("Tell me a name and an age.", 40, schema=True),
+    RepeatableQuestion("Why do birds sing?", 24, seed=4),
+    RepeatableQuestion("word " * 120 + "What was the word?", 12),
+    RepeatableQuestion("Count from one to ten.", 12, http=True),
+    RepeatableQuestion("Describe a winter morning in the mountains.", 48, http=True),
+    RepeatableQuestion("Tell me a name and an age.", 40, http=True, schema=True),
+    RepeatableQuestion("Invent a title for a book.", 16, http=True, seed=11, choices=2),
+    RepeatableQuestion("Say something about rivers.", 24, http=True, seed=5),
 )
 
 
@@ -80,7 +80,7 @@ class Heard:
     """When each piece came."""
 
     @classmethod
-    def of(cls, question: Question) -> Heard:
+    def of(cls, question: RepeatableQuestion) -> Heard:
         """Nothing yet."""
         return cls([[] for _ in range(question.choices)], [None] * question.choices)
 
@@ -98,7 +98,7 @@ class Heard:
         return False
 
 
-def ask(question: Question, url: str, heard: Heard, cancel_after: int | None = None) -> None:
+def ask(question: RepeatableQuestion, url: str, heard: Heard, cancel_after: int | None = None) -> None:
     """Ask, and fill ``heard`` as pieces come; ``cancel_after`` is a number of pieces.
 
     Raises:
@@ -115,7 +115,7 @@ def ask(question: Question, url: str, heard: Heard, cancel_after: int | None = N
                     return
 
 
-def _of_coordinator(question: Question, heard: Heard, cancel_after: int | None) -> Generator[str, None, None]:
+def _of_coordinator(question: RepeatableQuestion, heard: Heard, cancel_after: int | None) -> Generator[str, None, None]:
     sampling = SamplingOptions() if question.seed is None else SamplingOptions(temperature=0.9, seed=question.seed)
     constraint = Constraint("json_schema", json.dumps(_SCHEMA)) if question.schema else None
     options = GenerateOptions(
@@ -134,7 +134,7 @@ def _of_coordinator(question: Question, heard: Heard, cancel_after: int | None) 
         heard.cancelled = heard.cancelled and answer.finish_reason == "cancelled"
 
 
-def _over_http(question: Question, url: str, heard: Heard) -> Generator[str, None, None]:
+def _over_http(question: RepeatableQuestion, url: str, heard: Heard) -> Generator[str, None, None]:
     options: dict[str, Any] = {"max_tokens": question.max_tokens, "n": question.choices, "temperature": 0.0}
     if question.seed is not None:
         options |= {"temperature": 0.9, "seed": question.seed}

@@ -62,18 +62,18 @@ def end_once() -> None:
 def cable() -> Iterator[tuple[str, str]]:
     """Make two namespaces with a cable between them; yields their names."""
     with ExitStack() as stack:
-        near, far = (stack.enter_context(_namespace(f"edgepp{os.getpid()}-{end}")) for end in ("near", "far"))
-        _call("ip", "-n", near, "link", "add", PORT, "type", "veth", "peer", "name", PORT, "netns", far)
+        near, far = (stack.enter_context(namespace(f"edgepp{os.getpid()}-{end}")) for end in ("near", "far"))
+        run_command("ip", "-n", near, "link", "add", PORT, "type", "veth", "peer", "name", PORT, "netns", far)
         for name, address in ((near, NEAR), (far, FAR)):
-            _call("ip", "-n", name, "addr", "add", f"{address}/24", "dev", PORT)
-            _call("ip", "-n", name, "link", "set", PORT, "up")
+            run_command("ip", "-n", name, "addr", "add", f"{address}/24", "dev", PORT)
+            run_command("ip", "-n", name, "link", "set", PORT, "up")
         yield near, far
 
 
 def shape(far: str, mbit_per_s: float | None) -> None:
     """Limit both directions of the cable to ``mbit_per_s``, None for no limit; this process must be at the near end."""
     for within in ((), inside(far)):
-        _call(*within, "tc", "qdisc", "replace", "dev", PORT, "root", *discipline(mbit_per_s))
+        run_command(*within, "tc", "qdisc", "replace", "dev", PORT, "root", *discipline(mbit_per_s))
 
 
 def discipline(mbit_per_s: float | None) -> tuple[str, ...]:
@@ -100,22 +100,28 @@ def delayed(far: str, ports: Sequence[int], delay_ms: float) -> Iterator[None]:
         yield
 
 
-def _call(*command: str) -> None:
+def run_command(*command: str) -> None:
+    """Run a command of the system, such as ``ip``.
+
+    Raises:
+        EdgeppError: it failed.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EdgeppError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
 @contextmanager
-def _namespace(name: str) -> Iterator[str]:
+def namespace(name: str) -> Iterator[str]:
+    """A network namespace with loopback; its processes and itself end with the block."""
     try:
-        _call("ip", "netns", "add", name)
-        _call("ip", "-n", name, "link", "set", "lo", "up")
+        run_command("ip", "netns", "add", name)
+        run_command("ip", "-n", name, "link", "set", "lo", "up")
         yield name
     finally:
         if (_NAMED / name).exists():  # absent if Ctrl-C came before it was made
             _end(name)
-            _call("ip", "netns", "del", name)
+            run_command("ip", "netns", "del", name)
 
 
 def _end(namespace: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import psutil
+from edgepp.host_system.other_programs import OtherPrograms
 
 QUIET_CORES = 0.1
 """Greatest number of cores that other programs may use."""
@@ -30,35 +30,18 @@ class Quiet:
         until_s = time.perf_counter() + self._patience_s
         while True:
             _wait(until_s)
-            before_s, before = time.perf_counter(), _other_cpu_s()
+            others = OtherPrograms()
             found = work()
-            took_s, after = time.perf_counter() - before_s, _other_cpu_s()
-            others = max(0.0, after - before) / took_s
-            if best is None or others < best[1]:
-                best = found, others
+            cores = others.cores()
+            if best is None or cores < best[1]:
+                best = found, cores
             if best[1] <= QUIET_CORES or time.perf_counter() > until_s:
                 return best
 
 
 def _wait(until_s: float) -> None:
     while time.perf_counter() < until_s:
-        before = _other_cpu_s()
+        others = OtherPrograms()
         time.sleep(_SAMPLE_S)
-        if (_other_cpu_s() - before) / _SAMPLE_S <= QUIET_CORES:
+        if others.cores() <= QUIET_CORES:
             return
-
-
-def _other_cpu_s() -> float:
-    """CPU seconds of all processes on this machine except this process and its descendants."""
-    times = psutil.cpu_times()
-    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
-    busy -= getattr(times, "guest_nice", 0.0)
-    me = psutil.Process()
-    own = 0.0
-    for process in (me, *me.children(recursive=True)):
-        try:
-            spent = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        own += spent.user + spent.system
-    return float(busy - own)

@@ -10,7 +10,6 @@ from typing import Any
 
 from edgepp.backend.base import EmbeddingAndHead
 from edgepp.engine.engine_thread import EngineParts
-from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
@@ -24,6 +23,7 @@ class WatchedRing:
 
     def __init__(self, ring: Ring) -> None:
         self.stages: tuple[StageInfo, ...] = ring.stages
+        self.overlaps = ring.overlaps
         self._ring = ring
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
@@ -128,7 +128,7 @@ class RecordingEnds:
 
     def __init__(self, ends: EmbeddingAndHead, record: EngineRecord) -> None:
         self._ends, self._record = ends, record
-        self.positional, self.vocabulary = ends.positional, ends.vocabulary
+        self.positional, self.vocabulary, self.any_thread = ends.positional, ends.vocabulary, False
         self.spent_s = 0.0
         self.sampled = 0
 
@@ -211,7 +211,9 @@ class RecordedPipeline(Pipeline):
     def __enter__(self) -> RecordedPipeline:
         return self
 
-    def _open_parts(self, endpoints: tuple[Endpoint, ...], draft: ModelFrontend | None) -> EngineParts:
-        parts = super()._open_parts(endpoints, draft)
+    def _open_parts(self, endpoints: tuple[Endpoint, ...]) -> EngineParts:
+        parts = super()._open_parts(endpoints)
         timed = RecordingEnds(parts.ends, self.record)
-        return replace(parts, ring=RecordingRing(parts.ring, timed, self.record), ends=timed)
+        ring = RecordingRing(parts.ring, timed, self.record)
+        # The simulated coordinator does one thing at a time, too.
+        return replace(parts, ring=ring, ends=timed, draws_beside=False, spare_steps=0)

@@ -53,7 +53,7 @@ _SHARED = {
 }
 
 
-class Arguments(argparse.ArgumentParser):
+class ScriptArguments(argparse.ArgumentParser):
     """A command line with ``--json``; an error in the command line is one sentence and exit status 2."""
 
     def __init__(self, description: str | None) -> None:

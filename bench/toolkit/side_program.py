@@ -60,15 +60,18 @@ class EdgeppEngine:
         if config["stages"] is None:
             _pin_self(config)
 
+        weights = tuple(config.get("tensor", (1,)))
         options = PipelineOptions(
             config["model"],
             stages=config["stages"],
+            tensor=weights,
             threads=config["threads"],
             backend=config["backend"],
+            exact=config.get("exact", False),
             speculate="off",
         )
         self._pipeline = Pipeline(options)
-        if config["stages"] is not None:
+        if config["stages"] is not None and len(weights) == 1:
             pin_stages(self._pipeline.stages, config["threads"])
         stages = [
             {"layers": str(stage.layers), "backend": stage.backend, "hop_us": stage.hop_s * 1e6}
@@ -76,18 +79,23 @@ class EdgeppEngine:
         ]
         self.about: Mapping[str, Any] = {"version": version("edgepp"), "stages": stages}
 
-    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """As in ``MeasuredEngine``."""
+    def run(self, prompt: Sequence[int], generate: int, requests: int = 1) -> RunRates:
+        """As in ``MeasuredEngine``; the rates of several ``requests`` at once are those of all together."""
         from bench.toolkit.local import arrivals
         from edgepp.benchmark.workload import decode_step
         from edgepp.engine.request import GenerateOptions
 
-        request = self._pipeline.engine.submit(prompt, GenerateOptions(max_tokens=generate, ignore_eos=True))
-        arrivals(request)
-        timing, step = request.timing, decode_step(request.timing)
-        result = rates(len(prompt), generate, timing.submitted_s, timing.first_token_s, timing.last_token_s)
+        options = GenerateOptions(max_tokens=generate, ignore_eos=True)
+        asked = [self._pipeline.engine.submit([*prompt[n:], *prompt[:n]], options) for n in range(requests)]
+        for request in asked:
+            arrivals(request)
+        times = [request.timing for request in asked]
+        first_s = max(timing.first_token_s for timing in times)
+        last_s = max(timing.last_token_s for timing in times)
+        result = rates(len(prompt) * requests, generate * requests, times[0].submitted_s, first_s, last_s)
+        step = decode_step(times[0])
         parts = {"stages": step.stages_ms, "wire": step.wire_ms, "coordinator": step.coordinator_ms}
-        return result | {"step_ms": parts}
+        return result | {"step_ms": parts, "tokens": asked[0].ids[len(prompt) :]}
 
     def close(self) -> None:
         """As in ``MeasuredEngine``."""
@@ -112,10 +120,11 @@ class MlxLmEngine:
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 
-        times_s = [time.perf_counter()]
-        tokens = generate_step(mx.array(list(prompt)), self._model, max_tokens=generate)
-        times_s += [time.perf_counter() for _ in tokens]
-        return rates(len(prompt), len(times_s) - 1, times_s[0], times_s[1], times_s[-1])
+        times_s, tokens = [time.perf_counter()], []
+        for token, _ in generate_step(mx.array(list(prompt)), self._model, max_tokens=generate):
+            times_s.append(time.perf_counter())
+            tokens.append(token)
+        return rates(len(prompt), generate, times_s[0], times_s[1], times_s[-1]) | {"tokens": tokens}
 
     def close(self) -> None:
         """As in ``MeasuredEngine``."""
@@ -165,8 +174,23 @@ class LlamaCppEngine:
         self._llama.close()
 
 
+def _traced(config: Config) -> MeasuredEngine:
+    """edgepp's own engine, which notes the times of every step."""
+    from bench.toolkit.hop_tracing import TracedEngine
+
+    return TracedEngine(config)
+
+
+def _oracle_engine(config: Config) -> MeasuredEngine:
+    from bench.toolkit.oracle import OracleEngine
+
+    return OracleEngine(config)
+
+
 KINDS: Mapping[str, Callable[[Config], MeasuredEngine]] = {
     "edgepp": EdgeppEngine,
+    "traced": _traced,
+    "oracle": _oracle_engine,
     "mlx-lm": MlxLmEngine,
     "llama.cpp": LlamaCppEngine,
 }

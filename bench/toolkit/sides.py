@@ -57,18 +57,18 @@ class Side:
         """
         return self._answer()
 
-    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """Answer ``prompt`` with ``generate`` tokens.
+    def run(self, prompt: Sequence[int], generate: int, **more: Any) -> RunRates:
+        """Answer ``prompt`` with ``generate`` tokens; ``more`` are arguments that this engine alone takes.
 
         Raises:
             EdgeppError: the engine failed or the process ended.
         """
-        self._ask({"prompt": list(prompt), "generate": generate})
+        self._ask({"prompt": list(prompt), "generate": generate, **more})
         return self._answer()
 
-    def round(self, vocabulary: int, prompt_tokens: int, generate: int, turn: int) -> RunRates:
+    def round(self, vocabulary: int, prompt_tokens: int, generate: int, turn: int, **more: Any) -> RunRates:
         """Answer the prompt of one round."""
-        return self.run(prompt(vocabulary, prompt_tokens, turn), generate)
+        return self.run(prompt(vocabulary, prompt_tokens, turn), generate, **more)
 
     @property
     def resident_bytes(self) -> int:

@@ -1,25 +1,24 @@
-"""The interface of a backend: decoder layers for a stage, embedding and output head for the coordinator.
+"""What a backend computes: decoder layers for a stage, embedding and output head for the coordinator.
 
 A backend handles tensors and KV caches, and no sockets, peers or requests. All methods of an object are called in the
-thread that created the object.
+thread that created the object, unless it says ``any_thread``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgepp.errors import StageFault, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.model.weights.checkpoint import Array
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) bytes while weights load."""
 
 KvChunk = bytes | memoryview
 """C-contiguous bytes of keys and values."""
-
 
 KV_BITS = (8, 4)
 """Bits per key or value that a quantised KV cache may have."""
@@ -56,56 +55,6 @@ class SequenceFault(StageFault):
         self.sequences = sequences
 
 
-def check_rows(sequences: Sequence[int], hidden: Array, width: int) -> None:
-    """Check that a decode step has distinct ``sequences`` and one row of ``hidden`` (B, D) for each; D is ``width``.
-
-    Raises:
-        StageFault: the shape is another, or a sequence occurs twice.
-    """
-    if not len(sequences) or hidden.shape != (len(sequences), width):
-        raise StageFault(f"hidden states of shape {hidden.shape} are not ({len(sequences)}, {width})")
-    if len(set(sequences)) < len(sequences):
-        raise StageFault("a decode step names a sequence twice")
-
-
-class Bounded(Protocol):
-    """A sequence that holds ``length`` of at most ``capacity`` positions."""
-
-    length: int
-    capacity: int
-
-
-def check_room(sequences: Sequence[int], caches: Sequence[Bounded], positions: int) -> None:
-    """Check that each of ``sequences``, with these caches, has room for so many more positions.
-
-    Raises:
-        SequenceFault: some have not; it names them.
-    """
-    full = [n for n, cache in enumerate(caches) if cache.length + positions > cache.capacity]
-    if full:
-        cache = caches[full[0]]
-        raise SequenceFault(
-            f"the sequence would have {cache.length + positions} positions, and it was opened for {cache.capacity}",
-            tuple(sequences[n] for n in full),
-            "shorten the prompt or ask for fewer tokens",
-        )
-
-
-def check_fork(source: int, held: int, sequence: int, length: int, capacity: int) -> None:
-    """Check the arguments of ``StageModel.fork``, where ``source`` holds ``held`` positions.
-
-    Raises:
-        SequenceFault: the source holds fewer than ``length`` positions.
-        StageFault: source and sequence are the same, or ``length`` is not from 1 to ``capacity``.
-    """
-    if length > held:
-        raise SequenceFault(f"a sequence of {held} positions cannot give its first {length} to another", (source,))
-    if source == sequence or not 0 < length <= capacity:
-        raise StageFault(
-            f"sequence {sequence} of {capacity} positions cannot begin with {length} positions of sequence {source}"
-        )
-
-
 class StageModel(Protocol):
     """Decoder layers ``[a, b)`` with one KV cache per sequence; called by the compute thread of a stage.
 
@@ -119,7 +68,7 @@ class StageModel(Protocol):
     chunk: int
     """Tokens per prefill chunk with which this backend is efficient."""
     device: str
-    """The device that computes, as users see it: ``cpu`` or ``metal``."""
+    """The device that computes, as users see it: ``cpu``, ``metal`` or ``cuda``."""
     kv_layout: str
     """How keys and values are exported: version, dtype or bits, heads and width, such as ``1 float32 3x64``.
 
@@ -236,6 +185,20 @@ class StageModel(Protocol):
         """Bytes that the KV caches of all open sequences take."""
 
 
+class RowLogits(Protocol):
+    """Float32 logits (V,) of one row: a numpy array, or logits on a GPU, which ``numpy.asarray`` copies to the host."""
+
+    def __len__(self) -> int: ...
+
+    def __array__(self) -> Array: ...
+
+    def max(self) -> Any:
+        """The largest logit, NaN where any is NaN."""
+
+    def argmax(self) -> Any:
+        """Id of the first of the largest logits."""
+
+
 class EmbeddingAndHead(Protocol):
     """The coordinator's part of a model: embedding before the first layer, norm and output head after the last."""
 
@@ -243,6 +206,8 @@ class EmbeddingAndHead(Protocol):
     """Whether the embedding of a token depends on its position."""
     vocabulary: int
     """Number of token ids V; ids are from 0 to V - 1."""
+    any_thread: bool
+    """Whether any thread may call the methods, several at the same time; else only the one that made the object."""
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
         """Hidden states (T, D) of T token ids, the first of which is at ``position``, needed where ``positional``.
@@ -254,32 +219,8 @@ class EmbeddingAndHead(Protocol):
     def logits(self, hidden: Array) -> Array:
         """Float32 logits (T, V) of the hidden states (T, D) of the last layer.
 
+        On a GPU they may stay there: what returns then looks like an array and yields a ``RowLogits`` per row.
+
         Raises:
             StageFault: the hidden states do not fit the model, or the computation failed.
-        """
-
-
-class Backend(Protocol):
-    """A library that computes models; loads parts of a checkpoint for it."""
-
-    name: str
-
-    def load_stage(
-        self,
-        checkpoint: Checkpoint,
-        layers: LayerRange,
-        options: BackendOptions,
-        progress: Progress | None = None,
-    ) -> StageModel:
-        """Load decoder layers ``layers`` of the checkpoint and nothing else; ``progress`` is told the bytes loaded.
-
-        Raises:
-            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
-        """
-
-    def load_embedding_and_head(self, checkpoint: Checkpoint, options: BackendOptions) -> EmbeddingAndHead:
-        """Load embedding, final norm and head of the checkpoint and nothing else.
-
-        Raises:
-            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
         """

@@ -1,15 +1,37 @@
-"""Whether this machine computes on Metal, and the release of a compute thread."""
+"""The device that MLX computes on here, and the release of a compute thread."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+GPUS = ("metal", "cuda")
+"""Names of the devices that are GPUs; the other device is ``cpu``."""
 
 
-def has_metal() -> bool:
-    """Whether MLX computes on the GPU of this machine."""
+def device() -> str:
+    """The device that MLX computes on here: ``metal``, ``cuda`` or ``cpu``."""
     import mlx.core as mx
 
-    return bool(mx.metal.is_available())
+    if mx.metal.is_available():
+        return "metal"
+    # MLX's build for CUDA says that CUDA is available where there is no card, too
+    return "cuda" if mx.cuda.is_available() and mx.device_count(mx.gpu) else "cpu"
+
+
+def has_gpu() -> bool:
+    """Whether MLX computes on a GPU here."""
+    return device() in GPUS
+
+
+def cuda_package() -> str | None:
+    """Name of the package with MLX's build for CUDA; None where none is installed. Does not import MLX."""
+    for package in ("mlx-cuda-13", "mlx-cuda-12"):
+        with suppress(PackageNotFoundError):
+            version(package)
+            return package
+    return None
 
 
 def release_thread() -> None:

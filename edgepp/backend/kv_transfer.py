@@ -1,40 +1,13 @@
-"""Keys and values of a sequence as bytes, between stages: their layout, and the checks that both backends share.
-
-A piece has the keys and values of some layers at some positions. Its bytes are, layer by layer, the arrays of the keys
-and then those of the values: one array each, or codes, scales and biases where quantised. Each array is (heads,
-positions, width), C-contiguous and little-endian.
-"""
+"""Keys and values of a sequence as bytes, between stages: the checks that both backends share; see ``kv_layout``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from edgepp.backend.base import KvChunk, SequenceFault
+from edgepp.backend.kv_layout import KvLayout
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
-
-_VERSION = 1
-
-
-@dataclass(frozen=True)
-class KvLayout:
-    """How a stage stores keys and values; pieces of another layout cannot be imported."""
-
-    name: str
-    """Version, dtype or bits, heads and width, such as ``1 float32 3x64``; empty where nothing can be exported."""
-    layer_bytes: int
-    """Bytes of the keys and values of one layer at one position."""
-
-    @classmethod
-    def of(cls, numbers: str, keys: tuple[int, int], values: tuple[int, int], layer_bytes: int) -> KvLayout:
-        """The layout of ``keys`` and ``values`` of so many (heads, width), stored as ``numbers``, such as float32."""
-        sizes = " ".join(f"{heads}x{width}" for heads, width in ((keys,) if keys == values else (keys, values)))
-        return cls(f"{_VERSION} {numbers} {sizes}", layer_bytes)
-
-
-NO_LAYOUT = KvLayout("", 0)
-"""The layout of stages whose caches cannot be exported."""
 
 
 class KvImports:
@@ -53,7 +26,7 @@ class KvImports:
             SequenceFault: the sequence holds fewer than ``stop`` positions.
             StageFault: the caches cannot be exported, or the stage lacks the layers, or there are no such positions.
         """
-        self._check_piece(layers, start, stop)
+        check_piece(self._own, self.layout, layers, start, stop)
         if stop > held:
             raise SequenceFault(f"a sequence of {held} positions has no keys and values up to {stop}", (sequence,))
 
@@ -64,12 +37,8 @@ class KvImports:
             StageFault: the caches cannot be imported, the stage lacks the layers, the positions are beyond the
                 ``capacity`` or leave a gap behind those that a layer has, or the number of bytes is another.
         """
-        self._check_piece(layers, span.start, span.stop)
-        expected = len(layers) * len(span) * self.layout.layer_bytes
-        if num_bytes != expected:
-            raise StageFault(
-                f"{num_bytes} bytes are not {len(span)} positions of keys and values in layers {layers}: {expected}"
-            )
+        check_piece(self._own, self.layout, layers, span.start, span.stop)
+        check_size(self.layout, layers, span, num_bytes)
         if span.stop > capacity:
             raise StageFault(f"keys and values up to position {span.stop} do not fit a sequence opened for {capacity}")
         first = min(max(held, filled) for filled in self._of(sequence, layers))
@@ -106,13 +75,32 @@ class KvImports:
         filled = self._filled.get(sequence)
         return (0,) if filled is None else filled[layers.start - self._own.start : layers.stop - self._own.start]
 
-    def _check_piece(self, layers: LayerRange, start: int, stop: int) -> None:
-        if not self.layout.name:
-            raise StageFault(f"the caches of layers {self._own} do not hold keys and values of all positions alone")
-        if not self._own.start <= layers.start < layers.stop <= self._own.stop:
-            raise StageFault(f"a stage of layers {self._own} has no keys and values of layers {layers}")
-        if not 0 <= start < stop:
-            raise StageFault(f"{start} to {stop} is not a range of positions")
+
+def check_piece(own: LayerRange, layout: KvLayout, layers: LayerRange, start: int, stop: int) -> None:
+    """Check that a stage of the layers ``own`` can export or import ``layers`` at positions [start, stop).
+
+    Raises:
+        StageFault: it has no layout or lacks the layers, or there are no such positions.
+    """
+    if not layout.name:
+        raise StageFault(f"the caches of layers {own} do not hold keys and values of all positions alone")
+    if not own.start <= layers.start < layers.stop <= own.stop:
+        raise StageFault(f"a stage of layers {own} has no keys and values of layers {layers}")
+    if not 0 <= start < stop:
+        raise StageFault(f"{start} to {stop} is not a range of positions")
+
+
+def check_size(layout: KvLayout, layers: LayerRange, span: range, num_bytes: int) -> None:
+    """Check that ``num_bytes`` are what the positions ``span`` of ``layers`` take.
+
+    Raises:
+        StageFault: they are not.
+    """
+    expected = len(layers) * len(span) * layout.layer_bytes
+    if num_bytes != expected:
+        raise StageFault(
+            f"{num_bytes} bytes are not {len(span)} positions of keys and values in layers {layers}: {expected}"
+        )
 
 
 def joined(data: Sequence[KvChunk]) -> KvChunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "load_1m": psutil.getloadavg()[0],
-        "libraries": dict(_versions()),
+        "libraries": library_versions(),
     }
 
 
@@ -37,11 +38,12 @@ def busy(about: Mapping[str, Any]) -> bool:
     return bool(about["load_1m"] > _BUSY_LOAD_PER_CPU * about["cpus"])
 
 
-def _versions() -> list[tuple[str, str]]:
-    found = []
+def library_versions() -> dict[str, str]:
+    """Version of each installed library of ``LIBRARIES``."""
+    found = {}
     for name in LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
-            found.append((name, metadata.version(name)))
+            found[name] = metadata.version(name)
     return found
 
 
@@ -61,6 +63,17 @@ def commit() -> str | None:
     if top is None or Path(top).resolve() != _CLONE:
         return None  # installed inside the repository of another project
     return _output("git", "-C", str(_CLONE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def installed_commit() -> str | None:
+    """Commit of the running clone, or of the repository that pip or uv installed from; None if neither is known."""
+    if (found := commit()) is not None:
+        return found
+    try:
+        origin = json.loads(metadata.distribution("edgepp").read_text("direct_url.json") or "{}")
+        return str(origin["vcs_info"]["commit_id"])
+    except (metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _output(*command: str) -> str | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgepp.benchmark import baselines
+from edgepp.benchmark import baselines, origin_table
 from edgepp.benchmark.machine import busy
+from edgepp.benchmark.markdown_table import number, spread, table
 from edgepp.benchmark.report import ALONE, NAMES, BenchmarkReport, CodecResult, ConcurrentResult, SingleResult, Spread
 
 
-def markdown(report: BenchmarkReport) -> str:
-    """The whole report."""
+def markdown(report: BenchmarkReport, pictures: Sequence[str] = ()) -> str:
+    """The whole report, the short form first; ``pictures`` are names of files beside it."""
     parts = [
         _head(report),
+        _in_short(report, pictures),
+        _about(report),
         _target(report),
         _one_request(report),
         _at_once(report, text=False),
@@ -26,28 +29,8 @@ def markdown(report: BenchmarkReport) -> str:
     return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table; a column whose heading begins with ``>`` is aligned right."""
-    yield "| " + " | ".join(heading.lstrip(">") for heading in headings) + " |"
-    yield "|" + "|".join("---:" if heading.startswith(">") else "---" for heading in headings) + "|"
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-
-
-def number(value: float) -> str:
-    """A number with three significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def spread(value: Spread) -> str:
-    """A median and its spread."""
-    return (
-        number(value.median) if value.n == 1 else f"{number(value.median)} ({number(value.low)}–{number(value.high)})"
-    )
-
-
 def _head(report: BenchmarkReport) -> Iterator[str]:
-    target, machine = report.target, report.machine
+    target = report.target
     stages = len(target.stages)
     yield f"# edgepp bench: {target.model} on {stages} stage{'s' if stages != 1 else ''}"
     yield ""
@@ -57,7 +40,20 @@ def _head(report: BenchmarkReport) -> Iterator[str]:
     where = "the live cluster" if target.kind == "cluster" else "a pipeline on one machine, over loopback"
     commit = f", commit {report.commit}" if report.commit else ""
     yield f"{report.began}, edgepp {report.version}{commit}, {where}; measured in {report.took_s:.0f} s."
-    yield ""
+
+
+def _in_short(report: BenchmarkReport, pictures: Sequence[str]) -> Iterator[str]:
+    """The rates of one request in a sentence, and the pictures."""
+    if (single := report.single) is not None:
+        rates = f"{spread(single.decode_tokens_per_s)} token/s, prompts {spread(single.prefill_tokens_per_s)} token/s"
+        gain = f"; {spread(report.ratio['decode_tokens_per_s'])} times one process's" if report.ratio else ""
+        yield f"**One request: {rates}{gain}.**"
+    for picture in pictures:
+        yield from ("", f"![{picture.partition('.')[0]}]({picture})")
+
+
+def _about(report: BenchmarkReport) -> Iterator[str]:
+    machine = report.machine
     yield baselines.SOURCES
     yield ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
@@ -122,28 +118,41 @@ def _one_request(report: BenchmarkReport) -> Iterator[str]:
         rows.append([words, *(spread(value) for value in values), *ratio])
     yield from table(headings, rows)
     yield ""
-    if single.stages_ms:
-        stages = " + ".join(f"{ms:.2f}" for ms in single.stages_ms)
-        yield (
-            f"A decode step, in ms: stages {stages}, wire {single.wire_ms:.2f}, coordinator"
-            f" {single.coordinator_ms:.2f}."
-        )
-        yield ""
+    yield from _step_parts({"": single, **report.layouts})
     yield from _guesses(single)
+    yield from _origin(report)
+
+
+def _step_parts(sides: Mapping[str, SingleResult]) -> Iterator[str]:
+    for name, one in sides.items():
+        if one.stages_ms:
+            stages = " + ".join(f"{ms:.2f}" for ms in one.stages_ms)
+            yield (
+                f"A decode step{name and ' of '}{name}, in ms: stages {stages}, wire {one.wire_ms:.2f}, coordinator"
+                f" {one.coordinator_ms:.2f}."
+            )
+            yield ""
+
+
+def _origin(report: BenchmarkReport) -> Iterator[str]:
     yield (
         f"The origin's ({baselines.TOGETHER}: bfloat16 on CPU, two machines over gRPC, token/s). Model, machines and"
         " link differ, so only the ratio of its pipeline to its one machine"
         f" ({baselines.PIPELINE_KEPT:.2f}) can be held against a ratio here:"
     )
     yield ""
+    headings = ("", "first token", ">Llama-3.2-1B-Instruct", ">Llama-3.2-3B-Instruct", f">here, {report.target.model}")
     rows = [
-        [
-            one.machines, "with" if one.first_token else "without", str(one.llama_1b),
-            "-" if one.llama_3b is None else str(one.llama_3b),
-        ]
-        for one in baselines.GENERATION
-    ]  # fmt: skip
-    yield from table(("", "first token", ">Llama-3.2-1B-Instruct", ">Llama-3.2-3B-Instruct"), rows)
+        (name, "with" if first_token else "without", one, three, "-" if here is None else spread(here))
+        for name, first_token, one, three, here in origin_table.rows(report)
+    ]
+    yield from table(headings, rows)
+    if report.layouts:
+        yield ""
+        yield (
+            "PP is the number of stages, TP the number of processes that compute each layer of a stage together; here"
+            " all of them are on this machine."
+        )
 
 
 def _guesses(single: SingleResult) -> Iterator[str]:
@@ -172,7 +181,7 @@ def _at_once(report: BenchmarkReport, *, text: bool) -> Iterator[str]:
         yield ""
     yield (
         f"Origin: {baselines.OLLAMA}. Here it is {report.target.model} on the hardware above, and every answer has"
-        " exactly as many tokens as the words ask for at 1.15 a word (18 for a title), so times and rates show the"
+        " exactly as many tokens as the words ask for at 1.15 per word (18 for a title), so times and rates show the"
         " shape and not which is faster. Rates count the first token. The medians' spread is over rounds."
     )
     if report.target.kind == "cluster":

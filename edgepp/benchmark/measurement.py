@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 from edgepp.benchmark import hidden_states
@@ -69,25 +70,29 @@ class Measurement:
         self._report_progress = report_progress
         self._numbers = numbers()
         self._done = 0
+        self._sides = 1
 
-    async def run(self, target: Askable, alone: Askable | None) -> None:
-        """Measure everything; ``alone`` is the model in one process of this machine.
+    async def run(
+        self, target: Askable, alone: Askable | None, layouts: Mapping[str, Askable] = MappingProxyType({})
+    ) -> None:
+        """Measure everything; ``alone`` is the model in one process of this machine, ``layouts`` are other pipelines.
 
         Raises:
             EdgeppError: an answer failed; the report has the results until then.
         """
         began_s = time.monotonic()
+        self._sides = 1 + (alone is not None) + len(layouts)
         try:
-            await self._measure_single(target, alone)
+            await self._measure_single(target, alone, layouts)
             await self._measure_concurrent(target)
             await asyncio.to_thread(self._measure_codecs)
         finally:
             self._report.took_s = time.monotonic() - began_s
 
-    async def _measure_single(self, target: Askable, alone: Askable | None) -> None:
-        """Measure one request: a warm-up round, then the rounds, both sides in turn with the same prompt."""
+    async def _measure_single(self, target: Askable, alone: Askable | None, layouts: Mapping[str, Askable]) -> None:
+        """Measure one request: a warm-up round, then the rounds, all sides in turn with the same prompt."""
         chosen = self._settings
-        sides = {"one request": target} | ({ALONE: alone} if alone is not None else {})
+        sides = {"one request": target} | ({ALONE: alone} if alone is not None else {}) | dict(layouts)
         runs: dict[str, list[SingleRun]] = {name: [] for name in sides}
         for turn in range(chosen.rounds + 1):
             number = next(self._numbers)
@@ -103,6 +108,7 @@ class Measurement:
                     runs[name].append(run)
             if turn:
                 self._report.single = single_result(runs["one request"])
+                self._report.layouts = {name: single_result(runs[name]) for name in layouts}
                 if alone is not None:
                     self._report.alone = single_result(runs[ALONE])
                     self._report.ratio = ratio(runs["one request"], runs[ALONE])
@@ -161,8 +167,7 @@ class Measurement:
     @property
     def _steps(self) -> int:
         chosen = self._settings
-        sides = 2 if self._report.settings["single"] else 1
-        return (chosen.rounds + 1) * sides + (chosen.rounds + chosen.warm) * len(chosen.rows()) + 3
+        return (chosen.rounds + 1) * self._sides + (chosen.rounds + chosen.warm) * len(chosen.rows()) + 3
 
 
 def _shorter(settings: BenchmarkSettings) -> str:

@@ -12,12 +12,18 @@ TITLE_WORDS = 484
 
 
 @cache
-def words() -> tuple[str, ...]:
-    """The words of a plain English text, 1,632 of them."""
+def text() -> str:
+    """A plain English text, shipped with the package."""
     here = Path(__file__).parent
     installed = here / "text.txt"
     file = installed if installed.is_file() else here.parents[1] / "bench" / "text.txt"
-    return tuple(file.read_text(encoding="utf-8").split())
+    return file.read_text(encoding="utf-8")
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The words of ``text``, 1,632 of them."""
+    return tuple(text().split())
 
 
 def numbers() -> Iterator[int]:
@@ -31,9 +37,9 @@ def numbers() -> Iterator[int]:
 
 def passage(number: int, count: int) -> str:
     """``number``, then a passage of ``count`` words that depends on ``number``."""
-    text = words()
+    known = words()
     start = number * 37
-    return f"{number}\n\n" + " ".join(text[(start + i) % len(text)] for i in range(count))
+    return f"{number}\n\n" + " ".join(known[(start + i) % len(known)] for i in range(count))
 
 
 def story(number: int, count: int) -> str:

@@ -146,7 +146,7 @@ class StageFacts:
 
 
 @dataclass(frozen=True)
-class Target:
+class MeasuredTarget:
     """Target of a measurement."""
 
     kind: str
@@ -163,7 +163,7 @@ class BenchmarkReport:
 
     began: str
     settings: Mapping[str, Any]
-    target: Target
+    target: MeasuredTarget
     version: str
     commit: str | None
     machine: Mapping[str, Any]
@@ -173,6 +173,8 @@ class BenchmarkReport:
     single: SingleResult | None = None
     alone: SingleResult | None = None
     """The same model in one process of this machine, measured in turn with ``single``."""
+    layouts: dict[str, SingleResult] = field(default_factory=dict)
+    """The same model over other pipelines of this machine, by name as in the origin's table, measured in turn too."""
     ratio: Mapping[str, Spread] = field(default_factory=dict)
     """For each of NAMES: ``single`` divided by ``alone`` within a round."""
     requests: list[ConcurrentResult] = field(default_factory=list)
@@ -192,7 +194,8 @@ class BenchmarkReport:
         return rounded_report
 
     def _figures(self) -> Iterator[tuple[dict[str, str], Spread]]:
-        for side, single in (("", self.single), (f"{ALONE}: ", self.alone)):
+        sides = {"": self.single, f"{ALONE}: ": self.alone}
+        for side, single in (sides | {f"{name}: ": one for name, one in self.layouts.items()}).items():
             for name, words in NAMES.items() if single is not None else ():
                 yield _about(f"{side}{words}", "less" if name == "ttft_s" else "more"), getattr(single, name)
         for row in self.requests:

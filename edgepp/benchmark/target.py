@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepp.benchmark.report import StageFacts, Target
+from edgepp.benchmark.report import MeasuredTarget, StageFacts
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
@@ -25,15 +25,15 @@ def shown(model: str) -> str:
     return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
-def local(model: str, stages: Sequence[StageInfo]) -> Target:
+def local(model: str, stages: Sequence[StageInfo]) -> MeasuredTarget:
     """Target of a pipeline on this machine."""
     facts = (
         StageFacts(str(s.layers), s.node, s.backend, s.device, s.hop_s or None, s.bytes_per_s or None) for s in stages
     )
-    return Target("local", shown(model), tuple(facts))
+    return MeasuredTarget("local", shown(model), tuple(facts))
 
 
-def cluster(status: Mapping[str, Any]) -> Target:
+def cluster(status: Mapping[str, Any]) -> MeasuredTarget:
     """Target of a live cluster, from the output of `edgepp status --json`.
 
     Raises:
@@ -54,4 +54,4 @@ def cluster(status: Mapping[str, Any]) -> Target:
         for stage in status["stages"]
     )
     nodes = ({name: node[name] for name in _OF_A_NODE} for node in status["nodes"])
-    return Target("cluster", shown(str(status["model"])), tuple(stages), tuple(nodes))
+    return MeasuredTarget("cluster", shown(str(status["model"])), tuple(stages), tuple(nodes))

@@ -77,6 +77,18 @@ class SingleRun:
 
 
 @dataclass(frozen=True)
+class DecodeStep:
+    """Parts of one decode step in milliseconds; all 0 if tokens were guessed ahead (no count of steps)."""
+
+    stages_ms: tuple[float, ...] = ()
+    """Computing time of each stage."""
+    wire_ms: float = 0.0
+    """Round trip without that computing: codec, sockets, wake-ups and queues."""
+    coordinator_ms: float = 0.0
+    """The rest: embedding, norm, head, sampling."""
+
+
+@dataclass(frozen=True)
 class ObservedAnswer:
     """Answer to one of several requests, as the client sees it; times are seconds from the question."""
 
@@ -85,6 +97,8 @@ class ObservedAnswer:
     tokens: int
     arrivals_s: tuple[float, ...]
     """Arrival of each piece of text: one token, or several for one character or after guessing ahead."""
+    step: DecodeStep = DecodeStep()
+    """Parts of its mean decode step, where the coordinator is in this process."""
 
     @property
     def time_s(self) -> float:
@@ -125,7 +139,8 @@ async def ask_at_once(target: Askable, group: RequestGroup, numbers: Iterator[in
         arrivals = [time.perf_counter() - asked_s async for _ in answer]
         _check(answer, group.tokens)
         arrivals = arrivals or [time.perf_counter() - asked_s]
-        return ObservedAnswer(answer.prompt_tokens, answer.timing.reused, len(answer.token_ids), tuple(arrivals))
+        reused, step = answer.timing.reused, decode_step(answer.timing)
+        return ObservedAnswer(answer.prompt_tokens, reused, len(answer.token_ids), tuple(arrivals), step)
 
     return await asyncio.gather(*(ask(group.prompt(next(numbers))) for _ in range(group.requests)))
 
@@ -167,18 +182,6 @@ def ratio(over: Sequence[SingleRun], under: Sequence[SingleRun]) -> dict[str, Sp
     return {name: Spread.of_ratios(*([getattr(one, name).median for one in side] for side in sides)) for name in NAMES}
 
 
-@dataclass(frozen=True)
-class DecodeStep:
-    """Parts of one decode step in milliseconds; all 0 if tokens were guessed ahead (no count of steps)."""
-
-    stages_ms: tuple[float, ...] = ()
-    """Computing time of each stage."""
-    wire_ms: float = 0.0
-    """Round trip without that computing: codec, sockets, wake-ups and queues."""
-    coordinator_ms: float = 0.0
-    """The rest: embedding, norm, head, sampling."""
-
-
 def decode_step(timing: Timing) -> DecodeStep:
     """The mean decode step of one answer."""
     steps = timing.tokens - 1
@@ -211,14 +214,17 @@ def concurrent_result(group: RequestGroup, rounds: Sequence[Sequence[ObservedAns
         tokens_per_s=Spread.of(
             [statistics.fmean(answer.tokens / answer.time_s for answer in answers) for answers in rounds]
         ),
-        aggregate_tokens_per_s=Spread.of(
-            [sum(answer.tokens for answer in answers) / max(answer.time_s for answer in answers) for answers in rounds]
-        ),
+        aggregate_tokens_per_s=Spread.of(aggregate_rates(rounds)),
         ttft_p50_s=percentile(firsts, 50),
         ttft_p99_s=percentile(firsts, 99),
         itl_p50_s=percentile(gaps, 50),
         itl_p99_s=percentile(gaps, 99),
     )
+
+
+def aggregate_rates(rounds: Sequence[Sequence[ObservedAnswer]]) -> list[float]:
+    """Tokens per second of all answers of each round together, until the last one's last token."""
+    return [sum(answer.tokens for answer in answers) / max(answer.time_s for answer in answers) for answers in rounds]
 
 
 def percentile(values: Sequence[float], share: int) -> float:

@@ -1,4 +1,4 @@
-"""Entry point of the ``edgepp`` command: streams, signals, errors and exit status; ``bench`` uses it too.
+"""Entry point of the ``edgepp`` command, also for ``bench``: streams, signals, errors and exit status.
 
 Further modules are imported after streams and signals are set up, so Ctrl-C during imports ends the command in a line.
 """

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, Counts, SectionedCommand, given_as
+from edgepp.cli.options import (
+    BACKENDS,
+    MODEL_HELP,
+    SPECULATE_HELP,
+    Counts,
+    Parsed,
+    SectionedCommand,
+    complete_models,
+    given_as,
+)
 from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
 
@@ -28,12 +38,14 @@ class BenchArguments:
     speculate: str | None = None
     peer: str | None = None
     single: bool = False
+    layouts: tuple[tuple[int, int], ...] | None = None
     quick: bool = False
     rounds: int | None = None
     requests: tuple[int, ...] | None = None
     words: tuple[int, ...] | None = None
     out: str | None = None
     compare: tuple[str, str] | None = None
+    history: bool = False
     as_json: bool = False
 
     def options(self) -> BenchmarkOptions:
@@ -44,8 +56,12 @@ class BenchArguments:
         """
         from edgepp.ui.bench import BenchmarkOptions
 
-        local_options = {"--stages": self.stages, "--threads": self.threads, "--backend": self.backend}
-        local_options |= {"--speculate": self.speculate}
+        local_options: dict[str, object] = {
+            "--stages": self.stages,
+            "--threads": self.threads,
+            "--backend": self.backend,
+        }
+        local_options |= {"--speculate": self.speculate, "--layouts": self.layouts}
         given = [name for name, value in local_options.items() if value is not None]
         if self.model is None and given:
             raise UsageError(
@@ -56,7 +72,10 @@ class BenchArguments:
                 "-m and --peer exclude each other", "-m measures a pipeline on this machine: leave one of them out"
             )
         backend, speculate = self.backend or "auto", self.speculate or "off"
-        return BenchmarkOptions(self.model, self.stages, self.threads, backend, speculate, self.peer, self.single)
+        layouts = tuple(layout for layout in self.layouts or () if layout != (self.stages, 1))
+        return BenchmarkOptions(
+            self.model, self.stages, self.threads, backend, speculate, self.peer, self.single, layouts
+        )
 
     def settings(self) -> BenchmarkSettings:
         """How much to measure."""
@@ -71,22 +90,38 @@ class BenchArguments:
         )
 
 
+def _layouts() -> Callable[[str], object]:
+    from edgepp.benchmark.origin_table import parse_layouts
+
+    return parse_layouts
+
+
 @click.command(
     cls=SectionedCommand,
     sections={
         "What to measure": ("peer", "single", "quick", "rounds", "requests", "words"),
-        "A pipeline on this machine": ("model", "stages", "threads", "backend", "speculate"),
-        "Report": ("out", "compare"),
+        "A pipeline on this machine": ("model", "stages", "layouts", "threads", "backend", "speculate"),
+        "Report": ("out", "compare", "history"),
     },
 )
 @click.option(
-    "-m", "--model", metavar="MODEL", help=f"Measure a pipeline on this machine, not the cluster. {MODEL_HELP}"
+    "-m",
+    "--model",
+    metavar="MODEL",
+    shell_complete=complete_models,
+    help=f"Measure a pipeline on this machine, not the cluster. {MODEL_HELP}",
 )
 @click.option(
     "--stages",
     type=click.IntRange(1),
     metavar="K",
     help="Stage processes of the pipeline.  [default: none, all in this process]",
+)
+@click.option(
+    "--layouts",
+    type=Parsed("layouts", _layouts),
+    metavar="PPxTP,…",
+    help="Measure one request also over PP stages of TP processes each, such as 2x1,2x2, as in the origin's table.",
 )
 @click.option(
     "--threads", type=click.IntRange(1), metavar="N", help="Compute threads per stage.  [default: all cores, shared]"
@@ -113,6 +148,7 @@ class BenchArguments:
 )
 @click.option("--out", metavar="DIR", help="Folder for the report.  [default: ./edgepp-bench-<date>]")
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two reports (files or folders) instead of measuring.")
+@click.option("--history", is_flag=True, help="Show the rates of former runs, of all or of -m MODEL; --out draws them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
 @given_as(lambda: BenchArguments)
 def bench(arguments: BenchArguments) -> None:
@@ -120,7 +156,8 @@ def bench(arguments: BenchArguments) -> None:
 
     Measured are: one request (prefill and decode tokens per second, time to the first token); several simultaneous
     requests, as in published measurements of Ollama on an A100; and the codecs of links. The report consists of
-    report.md, report.json and, with matplotlib, plots. Ctrl-C leaves a report of what was measured so far.
+    report.md, report.json and, with matplotlib, plots. Ctrl-C leaves a report of what was measured so far. The rates of
+    each complete run are kept on this machine for --history.
 
     \b
     The cluster, from any of its machines:
@@ -129,15 +166,24 @@ def bench(arguments: BenchArguments) -> None:
         edgepp bench --quick --single
     Without a cluster, two stage processes against one process:
         edgepp bench -m smollm2-135m --stages 2 --single --quick
+    The rows of the origin's table, all on this machine:
+        edgepp bench -m llama-3.2-1b-4bit --quick --single --stages 2 --layouts 2x2 --threads 1
     Before and after a change:
         edgepp bench --out before
         edgepp bench --out after
         edgepp bench --compare before after
+    Over commits and versions, with a plot in a folder:
+        edgepp bench --history --out plots
     """
     from edgepp.ui import bench as ui
 
     if arguments.compare is not None:
         ui.show_comparison(*arguments.compare, as_json=arguments.as_json)
+        return
+    if arguments.history:
+        from edgepp.ui.bench_history import show_history
+
+        show_history(arguments.model, arguments.out, as_json_object=arguments.as_json)
         return
     options, settings = arguments.options(), arguments.settings()
     stop_on_terminate()

@@ -20,9 +20,13 @@ from edgepp.cli.options import (
     KV_BITS_HELP,
     MODEL_HELP,
     SPECULATE_HELP,
+    TENSOR,
+    TENSOR_HELP,
+    TOGETHER_HELP,
+    CheckedText,
     SectionedCommand,
-    Text,
     TextFile,
+    complete_models,
     given_as,
     piped,
 )
@@ -45,6 +49,8 @@ class PromptArguments:
     raw: bool = False
     choices: int | None = None
     as_json: bool = False
+    trace: str | None = None
+    """File for the trace of the answer."""
 
     def with_piped(self) -> PromptArguments:
         """The same arguments, checked, with piped input appended to the prompt.
@@ -59,6 +65,8 @@ class PromptArguments:
             raise UsageError("--raw and --system exclude each other", "write the system prompt into the prompt")
         if prompt is None and (sys.stdin is None or sys.stdin.closed):
             raise UsageError("standard input is closed, so no prompt can be typed", "give a prompt with -p")
+        if self.trace is not None and (prompt is None or self.choices is not None):
+            raise UsageError("--trace is for one answer to one prompt", "give the prompt with -p, and no --choices")
         if prompt is not None and not prompt.strip():
             raise UsageError("the prompt is empty", "give a prompt with -p, or pipe one in")
         return replace(self, prompt=prompt)
@@ -68,21 +76,24 @@ class PromptArguments:
     cls=SectionedCommand,
     sections={
         "Model": (
-            "model", "peers", "stages", "alone", "backend", "threads", "exact", "codec", "kv_bits", "speculate",
+            "model", "peers", "stages", "tensor", "alone", "backend", "threads", "exact", "codec", "kv_bits",
+            "speculate", "speculate_together",
         ),
         "Prompt": ("prompt", "system", "raw"),
-        "Answer": ("max_tokens", "choices", "stop", "schema", "regex", "grammar", "logprobs", "ignore_eos"),
+        "Answer": ("max_tokens", "choices", "stop", "schema", "regex", "grammar", "logprobs", "ignore_eos", "trace"),
         "Sampling": (
             "temperature", "seed", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty",
             "presence_penalty",
         ),
     },
 )  # fmt: skip
-@click.option("-m", "--model", help=MODEL_HELP + "  [default: the model of the cluster]")
+@click.option(
+    "-m", "--model", shell_complete=complete_models, help=MODEL_HELP + "  [default: the model of the cluster]"
+)
 @click.option(
     "-p",
     "--prompt",
-    type=Text(),
+    type=CheckedText(),
     help="Answer this prompt and exit. Piped input is a prompt too, or is appended to this one.",
 )
 @click.option(
@@ -93,8 +104,9 @@ class PromptArguments:
     help="Address of `edgepp serve`, if it is not found; or, once per stage, of `edgepp join -m M --layers A-B`.",
 )
 @click.option("--stages", type=int, metavar="K", help="Run the model on this machine, split over K stage processes.")
+@click.option("--tensor", type=TENSOR, metavar="T|A:B[:…]", help=TENSOR_HELP)
 @click.option("--alone", is_flag=True, help="Run the model on this machine, even if the machine belongs to a cluster.")
-@click.option("--system", type=Text(), help="System prompt: instructions for the whole conversation.")
+@click.option("--system", type=CheckedText(), help="System prompt: instructions for the whole conversation.")
 @click.option("--raw", is_flag=True, help="Send the prompt unchanged, without the chat template of the model.")
 @click.option("--choices", type=int, metavar="N", help="Compute N answers to the prompt at once, and number them.")
 @click.option("-n", "--max-tokens", type=int, metavar="N", help="Longest answer, in tokens.  [default: 512]")
@@ -117,17 +129,28 @@ class PromptArguments:
 @click.option("--logprobs", type=int, metavar="K", help="Show the probability of each token, and K likeliest tokens.")
 @click.option("--schema", type=TextFile(), metavar="FILE", help="Force JSON that fits the JSON schema in FILE.")
 @click.option(
-    "--regex", type=Text(), metavar="PATTERN", help="Force text that matches this regular expression from start to end."
+    "--regex",
+    type=CheckedText(),
+    metavar="PATTERN",
+    help="Force text that matches this regular expression from start to end.",
 )
 @click.option("--grammar", type=TextFile(), metavar="FILE", help="Force text of the Lark grammar in FILE.")
 @click.option("--seed", type=int, help="Make a sampled answer repeatable.")
 @click.option(
-    "--stop", type=Text(), multiple=True, metavar="TEXT", help="End the answer before TEXT; may be given again."
+    "--stop", type=CheckedText(), multiple=True, metavar="TEXT", help="End the answer before TEXT; may be given again."
 )
 @click.option("--ignore-eos", is_flag=True, help="Continue to --max-tokens, for measurements.")
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="Write what all processes did for the answer, and when, for https://ui.perfetto.dev; see `edgepp trace`.",
+)
 @click.option("--backend", type=BACKENDS, help="Library that computes on this machine.  [default: auto]")
 @click.option(
-    "--threads", type=int, metavar="N", help="Compute threads per stage on this machine.  [default: all cores, shared]"
+    "--threads",
+    type=int,
+    metavar="N",
+    help="Compute threads per process on this machine.  [default: all cores, shared]",
 )
 @click.option(
     "--exact",
@@ -143,6 +166,7 @@ class PromptArguments:
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " On this machine only.")
 @click.option("--speculate", metavar="HOW", help=SPECULATE_HELP + " On this machine only.")
+@click.option("--speculate-together", is_flag=True, help=TOGETHER_HELP + " On this machine only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
 @given_as(lambda: PromptArguments, lambda: GenerateArguments, lambda: ModelArguments)
 def chat(asking: PromptArguments, generating: GenerateArguments, where: ModelArguments) -> None:
@@ -193,11 +217,11 @@ def _with_piped(prompt: str | None) -> str | None:
 async def _chat(
     asking: PromptArguments, options: GenerateOptions, given: Mapping[str, Any], where: ModelArguments
 ) -> None:
-    from edgepp.ui.chat import answer_once, answer_several
+    from edgepp.ui.chat import answer_once, answer_several, write_trace
     from edgepp.ui.screen import say
 
     prompt, system, choices = asking.prompt, asking.system, asking.choices
-    model = await open_model(where, quiet=asking.as_json)
+    model = await open_model(where, quiet=asking.as_json, traces=asking.trace is not None)
     try:
         options = replace(
             options, sampling=with_recommended(options.sampling, model.sampling, given, exact=where.exact)
@@ -205,14 +229,16 @@ async def _chat(
         if choices is not None and choices > 1 and not options.sampling.temperature:
             say("all choices are equal at temperature 0: add, for instance, --temperature 0.8", err=True)
         if prompt is None:
-            from edgepp.ui.conversation import Conversation
+            from edgepp.ui.conversation import InteractiveChat
 
-            await Conversation(model, options, system).run()
+            await InteractiveChat(model, options, system).run()
             return
         messages = [{"role": "system", "content": system}] if system else []
         asked = prompt if asking.raw else [*messages, {"role": "user", "content": prompt}]
         if choices is None:
-            await answer_once(model, asked, options, raw=asking.raw, as_json=asking.as_json)
+            answer = await answer_once(model, asked, options, raw=asking.raw, as_json=asking.as_json)
+            if asking.trace is not None:
+                await write_trace(model, answer, asking.trace)
         else:
             await answer_several(model, asked, choices, options, raw=asking.raw, as_json=asking.as_json)
     finally:

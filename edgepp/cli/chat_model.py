@@ -20,6 +20,7 @@ class ModelArguments:
     """None for the model of the cluster."""
     peers: tuple[str, ...] = ()
     stages: int | None = None
+    tensor: tuple[int, ...] = (1,)
     alone: bool = False
     backend: str = "auto"
     threads: int | None = None
@@ -27,24 +28,33 @@ class ModelArguments:
     codec: str = "auto"
     kv_bits: int | None = None
     speculate: str = "lookup"
+    speculate_together: bool = False
 
     @property
     def local_options(self) -> list[str]:
         """The given options that only a model on this machine can follow."""
-        given = {"--stages": self.stages, "--threads": self.threads, "--backend": self.backend != "auto"}
+        given = {
+            "--stages": self.stages,
+            "--tensor": len(self.tensor) > 1,
+            "--threads": self.threads,
+            "--backend": self.backend != "auto",
+        }
         given |= {"--kv-bits": self.kv_bits, "--codec": self.codec != "auto", "--alone": self.alone}
         return [name for name, is_given in given.items() if is_given]
 
 
-async def open_model(where: ModelArguments, *, quiet: bool) -> Engine | Connection:
-    """The cluster, unless there is none or the options need this machine; else an engine on this machine."""
+async def open_model(where: ModelArguments, *, quiet: bool, traces: bool = False) -> Engine | Connection:
+    """The cluster, unless there is none or the options need this machine; else an engine on this machine.
+
+    An engine on this machine keeps traces if ``traces`` is set.
+    """
     from edgepp.python_api import Engine
     from edgepp.ui.chat import open_here
     from edgepp.ui.screen import say
 
     local = where.local_options
     if not local and len(where.peers) < 2 and (cluster := await _cluster(where)) is not None:
-        if where.speculate != "lookup":
+        if where.speculate != "lookup" or where.speculate_together:
             say("--speculate has no effect here: `edgepp serve --speculate` decides", dim=True, err=True)
         return cluster
     if local and not where.alone and not where.peers and (name := _cluster_of()) is not None:
@@ -62,13 +72,16 @@ async def open_model(where: ModelArguments, *, quiet: bool) -> Engine | Connecti
     engine = Engine(
         where.model,
         stages=where.stages,
+        tensor=where.tensor,
         peers=where.peers,
         backend=where.backend,
         threads=where.threads,
         exact=where.exact,
         codecs=_codecs(where.codec),
         speculate=where.speculate,
+        speculate_together=where.speculate_together,
         kv_bits=where.kv_bits,
+        traces=int(traces),
     )
     await open_here(engine, quiet=quiet)
     return engine

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from edgepp.cli.options import complete_models
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help='Print {"code": ..., "peers": [...]}.')
@@ -97,7 +99,7 @@ def token(*, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per step; the last has event ready.")
 def use(model: str, *, as_json: bool) -> None:
     """Change the model of the cluster while it runs.

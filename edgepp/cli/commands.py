@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgepp import __version__
-from edgepp.cli import bench, chat, cluster, keys, launch, models, plan
+from edgepp.cli import bench, chat, cluster, keys, launch, models, plan, selftest, service, trace, version
 from edgepp.cli import serve_join as nodes
 from edgepp.cli.options import CommandGroup
 
@@ -44,6 +44,7 @@ for command in (
     cluster.invite,
     nodes.join,
     cluster.status,
+    trace.trace,
     cluster.use,
     cluster.drain,
     cluster.doctor,
@@ -55,6 +56,10 @@ for command in (
     cluster.leave,
     plan.plan,
     bench.bench,
+    selftest.selftest,
     models.models,
+    service.service,
+    version.version,
+    version.completion,
 ):
     cli.add_command(command)

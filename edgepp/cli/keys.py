@@ -19,15 +19,16 @@ def keys() -> None:
 
 @keys.command("add")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help='Print {"name": ..., "key": ...}.')
-def add(name: str, *, as_json: bool) -> None:
+@click.option("--admin", "administers", is_flag=True, help="Let it invite, drain and change the model, from anywhere.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"name": ..., "key": ..., "administers": ...}.')
+def add(name: str, *, administers: bool, as_json: bool) -> None:
     """Make a key, and print it once.
 
     NAME says who has the key: a person, program or machine. Requests under one key share the cluster as one owner.
     """
     from edgepp.ui.keys import add_key
 
-    add_key(name, as_json=as_json)
+    add_key(name, administers=administers, as_json=as_json)
 
 
 @keys.command("list")

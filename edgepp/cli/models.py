@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from edgepp.cli.options import CommandGroup
+from edgepp.cli.options import CommandGroup, complete_models
 from edgepp.errors import UsageError
 
 
@@ -29,7 +29,7 @@ def models_list(*, as_json: bool) -> None:
 
 
 @models.command("show")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def models_show(model: str, *, as_json: bool) -> None:
     """Show the shape and the sizes of MODEL.
@@ -43,7 +43,7 @@ def models_show(model: str, *, as_json: bool) -> None:
 
 
 @models.command("pull")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--layers", metavar="A-B", help="Download only what a node with these layers needs, like 0-14.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"path": ...}.')
 def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
@@ -64,7 +64,7 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
 
 
 @models.command("rm")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"model": ..., "path": ..., "freed_bytes": ...}.')
 def models_rm(model: str, *, yes: bool, as_json: bool) -> None:

@@ -7,24 +7,39 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import click
 
 from edgepp.errors import UsageError
 
 SPECULATE_HELP = (
-    "Guess tokens ahead, so that one pass through the stages verifies several: lookup (from the text so far), the name"
-    " of a small model, or off. Guessing never changes an answer, and pauses where it does not save time."
+    "Guess tokens ahead, so that a stage works on a guess while the next one works on the token before: lookup (from"
+    " your texts so far), the name of a small model that guesses too, or off. Guessing never changes an answer, and"
+    " pauses where it does not save time."
+)
+TOGETHER_HELP = (
+    "Let one step carry several guesses: faster with one stage. Answers may then differ from those without guesses,"
+    " where two tokens are nearly equally likely."
 )
 MODEL_HELP = "A name from `edgepp models list`, a Hugging Face repository (org/name), or a folder in mlx-lm format."
+LOG_FORMAT_HELP = (
+    "Log to standard error as text, or as one JSON object per line with time, node, stage, request id and event; the"
+    " processes that are started here too. What people ask and are answered is never logged.  [default: text]"
+)
+LOG_LEVEL_HELP = "Least level of what is logged.  [default: warning; info with --log-format json]"
 KV_BITS_HELP = "Bits per key and value in the KV cache: more and longer conversations fit, slightly less accurate."
+TENSOR_HELP = "Let T processes on this machine compute each layer of a stage together, or share it unequally, like 5:3."
+ALLOW_SLEEP_HELP = "Let this machine sleep while it computes answers; else it is kept awake where the system allows."
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
 MAX_TEXT_BYTES = 4 << 20
 """Upper limit of a prompt, schema or grammar: more than the context of any model holds."""
 
 
-class Text(click.ParamType):  # type: ignore[type-arg]  # generic in some versions only
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class CheckedText(click.ParamType):  # type: ignore[type-arg]  # generic in some versions only
     """A text argument, checked: a terminal that is not set to UTF-8 passes bytes that are not text."""
 
     name = "text"
@@ -146,6 +161,30 @@ def _bytes() -> Callable[[str], object]:
     return parse_bytes
 
 
+class _Traced(click.ParamType):  # type: ignore[type-arg]
+    """How many of the newest requests are traced; the command receives the number."""
+
+    name = "traced"
+
+    def convert(self, value: str | int, _param: click.Parameter | None, _ctx: click.Context | None) -> int:
+        """The number, 0 for ``off``.
+
+        Raises:
+            UsageError: the text is neither ``off`` nor ``last:N``.
+        """
+        if value == "off":
+            return 0
+        if (found := re.fullmatch(r"last:(\d{1,4})", str(value))) is None:
+            raise UsageError(f"'{value:.40}' does not say which requests to trace", "write last:20, or off")
+        return int(found[1])
+
+
+def _weights() -> Callable[[str], object]:
+    from edgepp.model.tensor_shares import parse_weights
+
+    return parse_weights
+
+
 class _Bits(click.Choice[str]):
     """A choice between numbers of bits."""
 
@@ -155,7 +194,16 @@ class _Bits(click.Choice[str]):
 
 
 ADDRESS, LAYERS, BYTES = Parsed("address", _address), Parsed("layers", _layers), Parsed("size", _bytes)
+TENSOR = Parsed("weights", _weights)
 KV_BITS = _Bits(["8", "4"])
+TRACED = _Traced()
+
+
+def complete_models(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of models with a card that begin with ``incomplete``, for the completion of a shell."""
+    from edgepp.model.catalogue.cards import catalogue
+
+    return [name for name in catalogue() if name.startswith(incomplete)]
 
 
 def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -179,6 +227,24 @@ def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]],
         return call
 
     return decorate
+
+
+def logging_options(command: Command) -> Command:
+    """Give a command that runs until it is stopped the options of logs, which take effect when they are parsed."""
+
+    def chosen(context: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value is None:
+            return
+        from edgepp.structured_log import LogOptions, configure
+
+        given = context.meta.setdefault("edgepp.log", {})
+        given[param.name.removeprefix("log_") if param.name else ""] = value
+        configure(LogOptions(**{"level": "info" if given.get("format") == "json" else "warning", **given}))
+
+    formats, levels = click.Choice(["text", "json"]), click.Choice(["debug", "info", "warning", "error"])
+    shared: dict[str, Any] = {"expose_value": False, "callback": chosen}
+    command = click.option("--log-level", type=levels, **shared, help=LOG_LEVEL_HELP)(command)
+    return click.option("--log-format", type=formats, **shared, help=LOG_FORMAT_HELP)(command)
 
 
 class SectionedCommand(click.Command):

@@ -2,161 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import click
 
-from edgepp.cli.options import KV_BITS, KV_BITS_HELP, Counts, given_as
+from edgepp.cli.options import KV_BITS, KV_BITS_HELP, Counts, complete_models, given_as
+from edgepp.cli.plan_arguments import ClusterArguments, PlanArguments, SliceArguments
 from edgepp.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgepp.placement.types import Policy
-    from edgepp.plan.chip_slices import SliceQuestion
-    from edgepp.plan.cluster_spec import ClusterSpec
-    from edgepp.plan.layout import Question
-    from edgepp.plan.machines import Workload
 
 _MAX_REQUESTS = 10_000
 
 
-@dataclass(frozen=True)
-class PlanArguments:
-    """The model and the requests of `edgepp plan`, for a cluster or for slices of a chip."""
-
-    model: str | None = None
-    context: int = 4096
-    prompt: int = 512
-    answer: int = 256
-    requests: tuple[int, ...] = (1, 2, 4, 8, 16)
-    tpot: str | None = None
-    reached: str | None = None
-
-    def workload(self) -> Workload:
-        """Lengths and numbers of requests.
-
-        Raises:
-            UsageError: a length is below 1.
-        """
-        from edgepp.plan.machines import Workload
-
-        if min(self.prompt, self.answer) < 1:
-            raise UsageError("a prompt and an answer have at least 1 token")
-        return Workload(self.prompt, self.answer, self.requests)
-
-
-@dataclass(frozen=True)
-class ClusterArguments:
-    """The cluster of `edgepp plan`; none of these options goes with --slices."""
-
-    nodes: tuple[str, ...] = ()
-    links: tuple[str, ...] = ()
-    file: str | None = None
-    peer: str | None = None
-    max_sequences: int = 2
-    kv_bits: int | None = None
-    policy: Policy = "memory"
-    ttft: str | None = None
-    plot: str | None = None
-    lengths: tuple[int, ...] = ()
-
-    def question(self, plan: PlanArguments, model: str) -> Question:
-        """The question to a cluster.
-
-        Raises:
-            UsageError: an option cannot be read, or does not go with another one.
-            ModelError: there is no such model.
-        """
-        from edgepp.plan.layout import Question
-        from edgepp.plan.planned_model import read_model
-        from edgepp.plan.quantities import parse_seconds
-
-        if self.lengths and self.plot is None:
-            raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
-        if self.lengths and min(self.lengths) < 1:
-            raise UsageError("a length is at least 1 position", "write it like --length 4096")
-        if plan.reached is not None and not self.nodes and self.file is None:
-            raise UsageError("--reached goes with --node or --file", "a live node reports the rates that it reaches")
-        return Question(
-            model=read_model(model, self.kv_bits),
-            workload=plan.workload(),
-            context=plan.context,
-            max_sequences=self.max_sequences,
-            policy=self.policy,
-            tpot_s=None if plan.tpot is None else parse_seconds(plan.tpot),
-            ttft_s=None if self.ttft is None else parse_seconds(self.ttft),
-        )
-
-    def spec(self, question: Question, reached: str | None) -> ClusterSpec:
-        """The described cluster, or the live one; ``reached`` are the shares of described rates that are reached.
-
-        Raises:
-            UsageError: an option cannot be read, or does not go with another one.
-            EdgeppError: the live cluster does not answer.
-        """
-        from edgepp.plan import describe_cluster as describe
-        from edgepp.plan.quantities import parse_shares
-
-        if sum((bool(self.nodes), self.file is not None, self.peer is not None)) > 1:
-            raise UsageError("--node, --file and --peer exclude each other")
-        if self.links and not self.nodes:
-            raise UsageError("--link goes with --node", "a file has its own [links]; a live cluster measures its links")
-        if self.nodes:
-            nodes = describe.read_nodes([describe.parse_node(text) for text in self.nodes])
-            found = describe.cluster_of(nodes, [describe.parse_named_link(text) for text in self.links])
-        elif self.file is not None:
-            found = describe.read_file(Path(self.file).expanduser())
-        else:
-            found = _live(self.peer, question)
-        return found if reached is None else found.reaching(*parse_shares(reached))
-
-
-@dataclass(frozen=True)
-class SliceArguments:
-    """The chip and the precisions of `edgepp plan --slices`."""
-
-    slices: str | None = None
-    dtypes: str | None = None
-
-    def question(self, plan: PlanArguments, model: str, slices: str) -> SliceQuestion:
-        """The question to slices of a chip.
-
-        Raises:
-            UsageError: an option cannot be read, or does not go with --slices.
-            ModelError: there is no such model.
-        """
-        from edgepp.plan import hardware
-        from edgepp.plan.chip_slices import ITEM_BYTES, PREFILL_UTILISATION, SliceQuestion, read_precision, read_slices
-        from edgepp.plan.planned_model import read_shape
-        from edgepp.plan.quantities import parse_seconds, parse_shares
-
-        given = _given()
-        if wrong := [field.name for field in fields(ClusterArguments) if field.name in given]:
-            raise UsageError(f"{given[wrong[0]]} does not go with --slices", "leave one of them out")
-        chip_name, _, slice_name = slices.partition(":")
-        chip = hardware.find(chip_name)
-        shares = (1.0, PREFILL_UTILISATION) if plan.reached is None else parse_shares(plan.reached)
-        dtypes = (self.dtypes or ",".join(ITEM_BYTES)).split(",")
-        workload = plan.workload()
-        name, shape = read_shape(model)
-        return SliceQuestion(
-            name=name,
-            shape=shape,
-            chip=replace(chip, memory_bytes_per_s=shares[0] * chip.memory_bytes_per_s),
-            slices=read_slices(chip, slice_name),
-            precisions=tuple(read_precision(text.strip(), chip) for text in dtypes),
-            context=plan.context,
-            prompt=workload.prompt,
-            answer=workload.answer,
-            batches=workload.requests if "requests" in given else (),
-            tpot_s=None if plan.tpot is None else parse_seconds(plan.tpot),
-            utilisation=shares[1],
-        )
-
-
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_models)
 @click.option(
     "--node",
     "nodes",
@@ -199,6 +55,12 @@ class SliceArguments:
     "--policy",
     type=click.Choice(["memory", "speed", "throughput"]),
     help="How layers are placed, as for `edgepp serve`.  [default: memory]",
+)
+@click.option(
+    "--tensor",
+    type=click.IntRange(1, 16),
+    metavar="T",
+    help="Plan for a stage of T machines that share each layer, as `edgepp join --tensor T` makes.",
 )
 @click.option(
     "--tpot", metavar="TIME", help="Show the links needed for one token per TIME, like 50ms; with --slices the batches."
@@ -266,29 +128,3 @@ def plan(
         question = cluster.question(arguments, arguments.model)
         spec = cluster.spec(question, arguments.reached)
         ui.show_plan(question, spec, cluster.plot, cluster.lengths, as_json=as_json)
-
-
-def _given() -> dict[str, str]:
-    """Options that were given on the command line: parameter name to option."""
-    context = click.get_current_context()
-    return {
-        parameter.name: parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
-    }
-
-
-def _live(peer: str | None, question: Question) -> ClusterSpec:
-    from edgepp.errors import PairingError
-    from edgepp.plan.describe_cluster import from_status
-    from edgepp.plan.planned_model import same_model
-    from edgepp.ui.peers import connect
-
-    try:
-        with connect(peer) as coordinator:
-            status = coordinator.status
-        running = same_model(str(status.get("model")), question.model)
-        return from_status(status, question.model.size if running else None)
-    except PairingError as error:
-        error.hint = f"describe the machines with --node mem=16GB, once per machine; or {error.hint}"
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ from click.core import ParameterSource
 
 from edgepp.cli.options import (
     ADDRESS,
+    ALLOW_SLEEP_HELP,
     BACKENDS,
     BYTES,
     KV_BITS,
@@ -17,8 +19,14 @@ from edgepp.cli.options import (
     LAYERS,
     MODEL_HELP,
     SPECULATE_HELP,
+    TENSOR,
+    TENSOR_HELP,
+    TOGETHER_HELP,
+    TRACED,
     SectionedCommand,
+    complete_models,
     given_as,
+    logging_options,
 )
 from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
@@ -53,13 +61,16 @@ def _http_options() -> type[HttpOptions]:
             "exact",
             "kv_bits",
             "speculate",
+            "speculate_together",
             "keep_copies",
+            "trace_requests",
+            "trace",
         ),
-        "This machine": ("stages", "no_stage", "pinned", "memory", "backend", "threads"),
+        "This machine": ("stages", "tensor", "no_stage", "pinned", "memory", "backend", "threads", "allow_sleep"),
         "HTTP": ("http", "lan", "require_key", "aliases", "allow_origins", "allow_hosts"),
     },
 )
-@click.option("-m", "--model", help=MODEL_HELP + "  [default: smollm2-135m]")
+@click.option("-m", "--model", shell_complete=complete_models, help=MODEL_HELP + "  [default: smollm2-135m]")
 @click.option(
     "--listen",
     type=ADDRESS,
@@ -72,6 +83,7 @@ def _http_options() -> type[HttpOptions]:
     metavar="K",
     help="Run K stage processes here, to try a pipeline on one machine.  [default: 1]",
 )
+@click.option("--tensor", type=TENSOR, metavar="T|A:B[:…]", help=TENSOR_HELP)
 @click.option("--no-stage", is_flag=True, help="Coordinate only: run no layers on this machine.")
 @click.option(
     "--layers",
@@ -103,12 +115,26 @@ def _http_options() -> type[HttpOptions]:
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
 @click.option("--speculate", metavar="HOW", help=SPECULATE_HELP)
+@click.option("--speculate-together", is_flag=True, help=TOGETHER_HELP)
 @click.option(
     "--keep-copies",
     type=click.IntRange(0, 1),
     metavar="N",
     help="Copies of each stage's keys and values on another node, 0 or 1: answers then survive a lost node bit for bit"
     " and without computing anything again, for twice the memory of conversations.  [default: 0]",
+)
+@click.option("--allow-sleep", is_flag=True, help=ALLOW_SLEEP_HELP)
+@click.option(
+    "--trace-requests",
+    type=TRACED,
+    metavar="last:N|off",
+    help="Keep what coordinator and stages did for the newest N requests, and when; see `edgepp trace`."
+    "  [default: last:20]",
+)
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="When serving ends, write the traces that are kept, for https://ui.perfetto.dev.",
 )
 @click.option(
     "--http",
@@ -137,9 +163,10 @@ def _http_options() -> type[HttpOptions]:
     metavar="NAME",
     help="Answer under this host name too, such as that of a proxy; may be given again.",
 )
+@logging_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line: listening, note, ready.")
 @given_as(_serve_options, _http_options)
-def serve(options: ServeOptions, http: HttpOptions, *, no_stage: bool, as_json: bool) -> None:
+def serve(options: ServeOptions, http: HttpOptions, *, trace: str | None, no_stage: bool, as_json: bool) -> None:
     """Start a cluster: coordinate it, and run layers here.
 
     The first run makes this machine a coordinator. `edgepp invite` then prints a code for another machine, and the
@@ -159,9 +186,12 @@ def serve(options: ServeOptions, http: HttpOptions, *, no_stage: bool, as_json: 
         if click.get_current_context().get_parameter_source("stages") is not ParameterSource.DEFAULT:
             raise UsageError("--stages and --no-stage exclude each other", "leave one of them out")
         options = replace(options, stages=0)
+    if trace is not None and not options.trace_requests:
+        raise UsageError("--trace writes the traces that are kept, and --trace-requests off keeps none", "drop one")
     stop_on_terminate()
     cluster = ServedCluster(options)
-    run(cluster, HttpServer(cluster, http) if http.on else None, as_json=as_json)
+    file = Path(trace) if trace is not None else None
+    run(cluster, HttpServer(cluster, http) if http.on else None, file, as_json=as_json)
 
 
 def _join_options() -> type[JoinOptions]:
@@ -174,7 +204,7 @@ def _join_options() -> type[JoinOptions]:
     cls=SectionedCommand,
     sections={
         "Cluster": ("peers", "replace"),
-        "This machine": ("layers", "memory", "listen", "backend", "threads"),
+        "This machine": ("layers", "tensor", "draft", "memory", "listen", "backend", "threads", "allow_sleep"),
         "One stage outside of a cluster": ("model", "exact", "kv_bits", "insecure"),
     },
 )
@@ -208,12 +238,31 @@ def _join_options() -> type[JoinOptions]:
     metavar="HOST:PORT",
     help="Where the stage listens; uses PORT and the next one.  [default: every address, free ports; with -m loopback]",
 )
+@click.option(
+    "--tensor",
+    type=click.IntRange(1, 16),
+    metavar="T",
+    help="Share each layer with other machines that join with the same T and --layers, T machines in all: one answer"
+    " becomes faster if the network between them is quick. The coordinator decides the shares.",
+)
+@click.option(
+    "--draft",
+    metavar="MODEL",
+    help="Run no layers, and guess tokens for the cluster with this small model, of the same family as the cluster's.",
+)
+@click.option("--allow-sleep", is_flag=True, help=ALLOW_SLEEP_HELP)
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " In a cluster `edgepp serve --kv-bits` decides.")
 @click.option("--replace", is_flag=True, help="Leave the present cluster for that of CODE or of the token.")
-@click.option("-m", "--model", help="Run the stage given by --layers, outside of any cluster. " + MODEL_HELP)
+@click.option(
+    "-m",
+    "--model",
+    shell_complete=complete_models,
+    help="Run the stage given by --layers, outside of any cluster. " + MODEL_HELP,
+)
 @click.option(
     "--insecure", is_flag=True, help="Allow an address that other machines can reach. Nothing is encrypted or checked."
 )
+@logging_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line; with -m one when ready.")
 @given_as(_join_options)
 def join(options: JoinOptions, *, as_json: bool) -> None:
@@ -229,6 +278,10 @@ def join(options: JoinOptions, *, as_json: bool) -> None:
     The first time, and any later time:
         edgepp join 7-tango-lemon
         edgepp join
+    A machine that is too weak for layers, or to spare, guesses tokens with a small model:
+        edgepp join --draft smollm2-135m
+    Two machines that compute each layer together, the same command on both:
+        edgepp join --layers 0-7 --tensor 2
     One stage outside of any cluster, for `edgepp chat --peer`:
         edgepp join -m smollm2-135m --layers 0-14
     """

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from edgepp.host_system.sleep_inhibitor import SleepLock
 from edgepp.wire.messages.nodes import Enrol, Heartbeat, Loaded
 
 SUSPECT_S = 2.0
@@ -95,6 +96,8 @@ class Member:
     """Whether in addition its stage process has ended: both do when the node ends, and neither when it sleeps."""
     clock_offset_us: int = 0
     """How far its wall clock is ahead of the coordinator's."""
+    sleep_lock: SleepLock = "released"
+    """Whether the machine is kept from sleeping."""
     draining: bool = False
     """Whether the member gets no layers: it is leaving, or was drained; until it is started again."""
     gone_reason: str = ""
@@ -169,6 +172,7 @@ class Membership:
             memory_free_bytes=beat.free_memory_bytes,
             rtt_us=beat.rtt_us,
             clock_offset_us=clock_offset_us,
+            sleep_lock=beat.sleep_lock,
         )
         self._move(node, MemberEvent.HEARD)
         return True

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgepp.coordinator.json_codec import AnswerSummary, decode_question, encode_summary
-from edgepp.coordinator.live_answer import LiveAnswer, LiveAnswers
+from edgepp.coordinator.live_answer import LiveAnswer
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
+from edgepp.tracing.request_trace import TraceLog
 from edgepp.wire.message_codec import encode, encode_payload
 from edgepp.wire.messages.clients import Answered, Declined, Piece
 from edgepp.wire.text_fields import sentence
@@ -33,6 +35,11 @@ class AnswerService:
 
     def __len__(self) -> int:
         return len(self._asked)
+
+    @property
+    def traces(self) -> TraceLog:
+        """The traces of the newest requests."""
+        return self._live_answers.traces
 
     @property
     def askers(self) -> list[Asker]:
@@ -117,6 +124,7 @@ def _send_pieces(live: LiveAnswer, number: int, send: Send) -> None:
         tuple(live.sampled[: len(live.token_ids)]),
         live.spelled,
         live.stop_string,
+        live.request_id,
     )
     send([encode(Answered(number)), encode_payload(encode_summary(summary))])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from edgepp.coordinator.answers import AnswerService, declined
 from edgepp.coordinator.call_service import CallService
-from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.errors import EdgeppError
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.clients import Waiting

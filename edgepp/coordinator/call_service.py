@@ -13,7 +13,9 @@ from edgepp.cluster.membership import Membership
 from edgepp.coordinator.answers import AnswerService, Asker, declined
 from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.join_endpoint import JoinEndpoint
+from edgepp.coordinator.kept_traces import told_trace
 from edgepp.coordinator.model_change import ModelChanger
+from edgepp.coordinator.sum_measurements import Ask
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import NodeChanged, NodeRefused, NodeRevoked, OnEvent
@@ -40,10 +42,14 @@ class CallService:
         status: Callable[[], dict[str, Any]],
         changer: ModelChanger,
         drains: Drains,
+        measure: Ask,
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
     ) -> None:
-        """``status`` gives the cluster's state; ``send`` takes a route and frames, and is False for a lost route."""
+        """``status`` gives the cluster's state, and ``measure`` begins to measure sums over members.
+
+        ``send`` takes a route and frames, and is False for a lost route.
+        """
         self._identity = identity
         self._trust_store = trust_store
         self._members = members
@@ -52,6 +58,7 @@ class CallService:
         self._status = status
         self._changer = changer
         self._drains = drains
+        self._measure = measure
         self._send = send
         self._on_event = on_event
         self._log_sampler = LogSampler()
@@ -83,6 +90,11 @@ class CallService:
                 reply = self._use(arguments.get("model"))
             case "drain":
                 reply = self._drains.drain(str(arguments.get("node", "")), undo=arguments.get("undo") is True)
+            case "trace":
+                owner = "" if sender.key == self._identity.keys.public else sender.key
+                reply = told_trace(self._answers.traces, owner, arguments)
+            case "measure":
+                reply = self._measure()
             case "leave":
                 reply = self._remove(sender.key)
         self._send(sender.route, [encode(Reply(message.request_id)), encode_payload(reply)])

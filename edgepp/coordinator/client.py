@@ -22,6 +22,8 @@ from edgepp.engine.text_stream import TextPiece
 from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.model.text.conversation import Prompt
+from edgepp.tracing.trace_view import TraceView
+from edgepp.tracing.view_json import decode_view
 from edgepp.wire.address import Address
 from edgepp.wire.field_types import Verb
 from edgepp.wire.happy_eyeballs import connect_first
@@ -103,6 +105,23 @@ class CoordinatorClient:
         number = next(self._numbers)
         self.send([encode(Ask(number)), encode_payload(encode_question(prompt, options))])
         return RemoteAnswer(self, number)
+
+    def trace(self, request: str) -> TraceView:
+        """The trace of a recent request by its id, whole.
+
+        Raises:
+            EdgeppError: the coordinator keeps no such trace, or may not tell it.
+            PeerLost: the coordinator does not answer.
+        """
+        whole = decode_view(self.call("trace", {"request": request}))
+        part = whole
+        while part.next is not None:
+            part = decode_view(self.call("trace", {"request": request, "first": part.next}))
+            whole.spans += part.spans
+            whole.events += part.events
+            whole.processes = part.processes
+        whole.next = None
+        return whole
 
     def cancel(self, number: int) -> None:
         """Stop the answer to question ``number``; no effect on one that has ended. Safe from any thread."""
@@ -233,6 +252,8 @@ class RemoteAnswer:
         self.spelled: Mapping[int, str] = {}
         self.stop_string: str | None = None
         self.stages: tuple[StageInfo, ...] = client.stages
+        self.request_id = ""
+        """The name of the request in logs and traces; known at the end."""
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text as they arrive.
@@ -259,6 +280,7 @@ class RemoteAnswer:
                     self.finish_reason, self.prompt_tokens = summary.finish_reason, summary.prompt_tokens
                     self.timing, self.stages, self.sampled = summary.timing, summary.stages, list(summary.sampled)
                     self.spelled, self.stop_string = summary.spelled, summary.stop_string
+                    self.request_id = summary.request_id
                     return
 
     def pieces(self) -> Iterator[TextPiece]:

@@ -23,22 +23,27 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.model_change import ModelParts
+from edgepp.coordinator.model_change import CoordinatorModel
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import ClusterLeft, Measuring, OnEvent
+from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.layers import LayerRange
-from edgepp.model.catalogue.source import HubRepository, LocalFolder, resolve
+from edgepp.model.catalogue.source import HubRepository, name_anywhere, resolve
 from edgepp.model.shape import shape_of
+from edgepp.model.tensor_shares import check_weights, share_out
 from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.placement.types import ModelSize, PlacementRequest, Policy
 from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.structured_log import name_process
+from edgepp.tracing.request_trace import DEFAULT_KEPT
 from edgepp.wire.address import Address
 
 PORT = 5700
@@ -53,6 +58,8 @@ class ServeOptions:
     listen: Address = field(default_factory=lambda: Address("*", PORT))
     stages: int = 1
     """Stage processes on this machine; with 0 this machine only coordinates."""
+    tensor: tuple[int, ...] = (1,)
+    """Weights of the processes that share each layer of a stage of this machine; one process unless there are more."""
     pinned: LayerRange | None = None
     memory: int | None = None
     """Bytes that the model may use on this machine; None for all free memory."""
@@ -66,8 +73,14 @@ class ServeOptions:
     kv_bits: int | None = None
     speculate: str = "lookup"
     """How tokens are guessed ahead: ``lookup``, ``off``, or the name of a smaller model."""
+    speculate_together: bool = False
+    """Whether one step may carry several guesses, which kernels may round differently from single rows."""
+    trace_requests: int = DEFAULT_KEPT
+    """Requests whose traces are kept, the newest ones; 0 for none."""
     keep_copies: int = 0
     """Copies of each stage's keys and values on another stage, 0 or 1, which bring those of a lost stage back."""
+    allow_sleep: bool = False
+    """Whether this machine may sleep while answers are under way."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -75,9 +88,12 @@ class ServeOptions:
             ("context", 1, 1 << 24),
             ("max_sequences", 1, 1024),
             ("keep_copies", 0, 1),
+            ("trace_requests", 0, 1000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
+        if len(check_weights(self.tensor)) > 1 and not self.stages:
+            raise UsageError("--tensor and --no-stage exclude each other", "leave one of them out")
         if self.pinned is not None and self.stages != 1:
             raise UsageError("--layers pins one stage, so it goes with neither --stages nor --no-stage")
 
@@ -101,7 +117,7 @@ class CoordinatorService:
             EdgeppError: the cluster cannot run; everything that was started has been closed.
         """
         self._owned = ExitStack()
-        self._on_event = on_event
+        on_event = self._on_event = RecentEvents(on_event)
         self.node: NodeAgent | None = None
         try:
             self._owned.enter_context(hold_node_lock("edgepp serve"))
@@ -113,15 +129,16 @@ class CoordinatorService:
     def _begin(
         self,
         options: ServeOptions,
-        on_event: OnEvent,
+        on_event: RecentEvents,
         on_progress: OnProgress | None,
         given_up: threading.Event | None,
     ) -> None:
         identity = self._identity = load_identity()
+        name_process(identity.name)
         cluster = _own_cluster(identity)
         frontend = ModelFrontend.open(options.model, whole=False, on_progress=on_progress)
-        offer = _offer(options, on_event, given_up)
         parts = _parts(options, frontend, identity)
+        offer = _offer(options, on_event, given_up)
         planner = Planner(
             request=parts.request,
             model=parts.name,
@@ -131,6 +148,7 @@ class CoordinatorService:
             base_plan_id=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
             expected_nodes=frozenset({identity.node} if offer is not None else ()),
         )
+        sleep = SleepInhibitor(allow_sleep=options.allow_sleep)
         self.pipeline_manager = PipelineManager(frontend, parts.options, on_event)
         self._owned.callback(lambda: self.pipeline_manager.frontend.tokenizer.close())
         self._owned.callback(self.pipeline_manager.close)
@@ -142,12 +160,15 @@ class CoordinatorService:
             self.pipeline_manager,
             on_event,
             lambda frontend: _parts(options, frontend, identity),
+            "" if options.speculate in ("lookup", "off") else name_anywhere(options.speculate),
+            options.trace_requests,
+            sleep if offer is None else None,
         )
         self.coordinator.start()
         self._owned.callback(self.coordinator.close)
         if offer is not None:
             address = self.coordinator.local_address
-            self.node = NodeAgent(identity, cluster, offer, lambda: [address], lambda _: None)
+            self.node = NodeAgent(identity, cluster, offer, lambda: [address], lambda _: None, sleep=sleep)
             self.node.start()
             self._owned.callback(self.node.close)
 
@@ -184,8 +205,14 @@ class CoordinatorService:
         self._owned.close()
 
 
-def _parts(options: ServeOptions, frontend: ModelFrontend, identity: Identity) -> ModelParts:
-    """What the coordinator needs of the model of ``frontend``."""
+def _parts(options: ServeOptions, frontend: ModelFrontend, identity: Identity) -> CoordinatorModel:
+    """What the coordinator needs of the model of ``frontend``.
+
+    Raises:
+        UsageError: the processes of this machine's stages cannot share the layers.
+    """
+    if len(options.tensor) > 1:
+        share_out(frontend.checkpoint.settings, options.tensor)
     size = ModelSize.of(shape_of(frontend.model, frontend.checkpoint), options.kv_bits).with_copies(options.keep_copies)
     context = min(options.context, frontend.checkpoint.context)
     pipeline = PipelineOptions(
@@ -197,10 +224,11 @@ def _parts(options: ServeOptions, frontend: ModelFrontend, identity: Identity) -
         context=context,
         budget=context * options.max_sequences,
         speculate=options.speculate,
+        speculate_together=options.speculate_together,
         keep_copies=bool(options.keep_copies),
     )
     request = PlacementRequest(size, context, options.max_sequences, options.policy)
-    return ModelParts(frontend, _pinned_name(frontend), request, pipeline)
+    return CoordinatorModel(frontend, _pinned_name(frontend), request, pipeline)
 
 
 def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event | None) -> Offer | None:
@@ -215,7 +243,7 @@ def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event |
         given_up,
     )
     memory = usable_memory(options.memory)
-    return Offer(resources, memory, options.backend, options.stages, options.pinned)
+    return Offer(resources, memory, options.backend, options.stages, options.pinned, ranks=options.tensor)
 
 
 def _own_cluster(identity: Identity) -> Cluster:
@@ -236,4 +264,4 @@ def _pinned_name(frontend: ModelFrontend) -> str:
     source = resolve(frontend.model)
     if isinstance(source, HubRepository) and frontend.checkpoint.commit:
         return f"{source.name}@{frontend.checkpoint.commit}"
-    return str(source.path.resolve()) if isinstance(source, LocalFolder) else frontend.model
+    return name_anywhere(frontend.model)

@@ -15,38 +15,35 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import zmq
-
 from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.coordinator.answers import AnswerService, Asker
 from edgepp.coordinator.asker_notices import AskerNotices
 from edgepp.coordinator.call_service import CallService
+from edgepp.coordinator.cluster_port import ClusterPort
 from edgepp.coordinator.dispatcher import Dispatcher
 from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.guarded_steps import GuardedSteps
 from edgepp.coordinator.handover import RolloutOrder
 from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.join_endpoint import JoinEndpoint
-from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.coordinator.membership_service import MembershipService
 from edgepp.coordinator.model_change import MakeParts, ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.rates import Rates
+from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.status import HttpAddress, StatusSources, cluster_status
 from edgepp.coordinator.suspicions import Suspicions
 from edgepp.coordinator.thread_work import ThreadWork
-from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError
-from edgepp.events import NodeRefused, OnEvent
+from edgepp.host_system.sleep_inhibitor import SleepInhibitor
+from edgepp.tracing.request_trace import DEFAULT_KEPT, TraceLog
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import MAX_PAYLOAD_BYTES
-from edgepp.wire.security import Gate
-from edgepp.wire.text_fields import is_key
-from edgepp.wire.transport import Listener
 
 log = logging.getLogger("edgepp.coordinator")
 
@@ -70,10 +67,17 @@ class Coordinator(threading.Thread):
         listen: Address,
         planner: Planner,
         pipeline_manager: PipelineManager,
-        on_event: OnEvent,
+        on_event: RecentEvents,
         make_parts: MakeParts,
+        draft_model: str = "",
+        trace_requests: int = DEFAULT_KEPT,
+        sleep: SleepInhibitor | None = None,
     ) -> None:
         """Bind ``listen``; members can enrol once the thread is started. ``make_parts`` is for a change of the model.
+
+        A member without layers guesses tokens with ``draft_model``; none does for an empty name. The newest
+        ``trace_requests`` requests are traced. ``sleep`` keeps this machine awake while answers are under way; None
+        where its own node does.
 
         Raises:
             UsageError: the address is taken.
@@ -83,50 +87,63 @@ class Coordinator(threading.Thread):
         self._identity = identity
         self.planner = planner
         self.pipeline_manager = pipeline_manager
-        self._on_event = on_event
+        self._sleep = sleep or SleepInhibitor(allow_sleep=True)
         self._own_nodes = planner.expected_nodes
         """Nodes that are expected although they are not paired: this machine's own."""
         self.members = Membership()
-        self.live_answers = LiveAnswers(pipeline_manager)
+        self.live_answers = LiveAnswers(pipeline_manager, TraceLog(trace_requests))
         self._answers = AnswerService(self.live_answers)
-        self.rollout = Rollout(planner, self.members, pipeline_manager, self.live_answers, on_event)
+        self.rollout = Rollout(planner, self.members, pipeline_manager, self.live_answers, on_event, draft_model)
         self._suspicions = Suspicions(pipeline_manager, on_event)
         self._work = ThreadWork(self.is_alive)
         self.changer = ModelChanger(
             planner, self.members, pipeline_manager, self.live_answers, on_event, self._work.do, make_parts
         )
+        self._port = ClusterPort(identity, cluster, listen, on_event)
+        self.trust_store, self._listener, self.address = self._port.trust_store, self._port.listener, self._port.address
         self._outbox: Mailbox[Outgoing] = Mailbox()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._gate = Gate(self._context, self._on_refused)
-        self.trust_store, self._listener = self._bound(cluster, listen)
-        self.address = self._listener.address
-        self.trust_store.remember_address(self.local_address)
         store, members, live = self.trust_store, self.members, self.live_answers
+        self._rates = Rates(pipeline_manager)
         self._sources = StatusSources(
-            store, members, planner, self.rollout, pipeline_manager, live, self.changer, self.address, time.monotonic()
+            *(store, members, planner, self.rollout, pipeline_manager, live, self.changer, self._rates, on_event),
+            address=self.address,
+            began_s=time.monotonic(),
+            sleep=sleep,
         )
         self._join_endpoint = JoinEndpoint(identity, self.address, lambda: store.cluster, self._on_paired, on_event)
-        self._membership_service = MembershipService(members, identity, store, planner, self._send, on_event)
+        self._membership_service = MembershipService(
+            members, identity, store, planner, self._send, on_event, self.rollout.drafts.task, lambda: len(live) > 0
+        )
         self._drains = Drains(members, planner, self._has_moved, self._send, on_event)
-        self._calls = CallService(
-            identity,
-            store,
-            members,
+        self._calls = self._new_calls(on_event)
+        self._ticked_s = 0.0
+        self._steps = GuardedSteps(on_event)
+        self._notices = AskerNotices(live, self._answers, self._calls, self._wait_reason, self._send)
+        self.inbox = Inbox(self._listener, self._send)
+        self.dispatcher = self._new_dispatcher()
+        self._dissolving, self._dissolved = False, threading.Event()
+        self.error: BaseException | None = None
+        """The unexpected error that ended the thread."""
+
+    def _new_calls(self, on_event: RecentEvents) -> CallService:
+        return CallService(
+            self._identity,
+            self.trust_store,
+            self.members,
             self._answers,
             self._join_endpoint,
             self.status,
             self.changer,
             self._drains,
+            self.rollout.sums.ask,
             self._send,
             on_event,
         )
-        self._ticked_s = 0.0
-        self._steps = GuardedSteps(on_event)
-        self._notices = AskerNotices(live, self._answers, self._calls, self._wait_reason, self._send)
-        self.inbox = Inbox(self._listener, self._send)
-        self.dispatcher = Dispatcher(
+
+    def _new_dispatcher(self) -> Dispatcher:
+        return Dispatcher(
             self.inbox,
-            store,
+            self.trust_store,
             self._membership_service,
             self.rollout,
             self._drains,
@@ -137,26 +154,11 @@ class Coordinator(threading.Thread):
             lambda asker, frames: self._outbox.put((asker, frames)),
             self._tick_at_once,
         )
-        self._dissolving, self._dissolved = False, threading.Event()
-        self.error: BaseException | None = None
-        """The unexpected error that ended the thread."""
-
-    def _bound(self, cluster: Cluster, listen: Address) -> tuple[TrustStore, Listener]:
-        """The store of admitted keys, and the socket at ``listen``; nothing is left open after an error."""
-        try:
-            store = TrustStore(self._identity, cluster, self._gate)
-            return store, Listener(self._context, listen, MAX_PAYLOAD_BYTES, self._identity.keys)
-        except EdgeppError:
-            self._gate.close()
-            self._outbox.close()
-            self._context.term()
-            raise
 
     @property
     def local_address(self) -> Address:
         """The address under which this machine's own processes reach the coordinator."""
-        everywhere = self.address.host in ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
-        return Address("127.0.0.1", self.address.port) if everywhere else self.address
+        return self._port.local_address
 
     @property
     def reason(self) -> str:
@@ -204,10 +206,10 @@ class Coordinator(threading.Thread):
                 )
             with self._steps.surviving("closing"):
                 self._listener.close(_LAST_ANSWERS_S if told else 0.0)
-            for part in (self._join_endpoint, self._gate, self._outbox):
+            self._sleep.release()
+            for part in (self._join_endpoint, self._port, self._outbox):
                 with self._steps.surviving("closing"):
                     part.close()
-            self._context.term()
 
     def _turn(self, poller: Poller[Outgoing]) -> bool:
         """Receive, send, handle, and do periodic work once; False when the coordinator is closed."""
@@ -236,6 +238,7 @@ class Coordinator(threading.Thread):
         """Do the periodic work of each service; an error in one does not keep the others from their work."""
         self._ticked_s = now_s
         self._work.run()
+        self._sleep.update(working=len(self.live_answers) > 0)
         with self._steps.surviving("announcing"):
             self._join_endpoint.announce()
         with self._steps.surviving("checking the members"):
@@ -243,6 +246,7 @@ class Coordinator(threading.Thread):
                 self._membership_service.stage_ended(node)
             self._membership_service.tick(now_s)
             self._suspicions.tick()
+            self._rates.tick(now_s)
         with self._steps.surviving("planning"):
             if self._dissolving:
                 self._expel_all()
@@ -267,11 +271,6 @@ class Coordinator(threading.Thread):
             member = self.members.get(node)
             if member is not None:
                 self._send(member.route, [encode(message)])
-
-    def _on_refused(self, host: str, key_or_reason: str) -> None:
-        """Report a connection that was refused. Called in the gate's thread."""
-        reason = f"its key {key_or_reason[:8]}… is not admitted" if is_key(key_or_reason) else key_or_reason
-        self._on_event(NodeRefused("a stranger", host, reason))
 
     def _has_moved(self) -> bool:
         return self.pipeline_manager.runs_over(self.planner.plan_version)

@@ -25,6 +25,7 @@ from edgepp.wire.messages import Message
 from edgepp.wire.messages.clients import Ask, Call, Cancel, request_id_of
 from edgepp.wire.messages.control import Refused
 from edgepp.wire.messages.nodes import Adopt, Enrol, Heartbeat, Leave, Leaving, Loaded, Loading, NotLoaded
+from edgepp.wire.messages.rank_meetings import RankListens, SumMeasured
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Sender
@@ -55,7 +56,7 @@ class Dispatcher:
         """Pass messages to the services.
 
         ``send`` takes a route and frames; ``send_later`` sends to an asker, from any thread; ``on_stage_change`` is
-        called when a stage process was loaded, or has ended.
+        called when a stage process was loaded, or has ended, or a rank listens.
         """
         self._inbox = inbox
         self._trust_store = trust_store
@@ -106,7 +107,7 @@ class Dispatcher:
                 self._membership.enrol(node, sender, message)
             case Heartbeat():
                 self._membership.heartbeat(node, sender, message)
-            case Loading() | Loaded() | NotLoaded():
+            case Loading() | Loaded() | NotLoaded() | RankListens() | SumMeasured():
                 self._rollout.report(node, message, time.monotonic())
                 if not isinstance(message, Loading):
                     self._on_stage_change()

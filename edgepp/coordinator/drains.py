@@ -92,7 +92,7 @@ class Drains:
         return not self._layers(node) and (self._planner.plan is None or self._has_moved())
 
     def _layers(self, node: str) -> list[Any]:
-        return [layers for member, _, layers, _ in self._planner.stages(self._members) if member.node == node]
+        return [place.layers for place in self._planner.places(self._members) if place.member.node == node]
 
     def _check_without(self, member: Member) -> None:
         """Check that a plan is possible without a member that has layers.

@@ -45,8 +45,8 @@ class FailureBackoff:
         row.num_failures = max(row.num_failures + 1, MAX_FAILURES if final else 0)
         row.reason, row.loaded_s = reason, None
         if row.num_failures >= MAX_FAILURES:
-            row.banned_until_s = now_s + _doubled(FIRST_BAN_S, row.num_failures - MAX_FAILURES, MAX_BAN_S)
-        return now_s + _doubled(FIRST_SLOT_RETRY_S, row.num_failures - 1, MAX_SLOT_RETRY_S)
+            row.banned_until_s = now_s + doubled_s(FIRST_BAN_S, row.num_failures - MAX_FAILURES, MAX_BAN_S)
+        return now_s + doubled_s(FIRST_SLOT_RETRY_S, row.num_failures - 1, MAX_SLOT_RETRY_S)
 
     def loaded(self, host: str, now_s: float) -> None:
         """Note that a host has loaded its layers."""
@@ -73,5 +73,6 @@ class FailureBackoff:
         return row.reason if row else ""
 
 
-def _doubled(first_s: float, doublings: int, max_s: float) -> float:
+def doubled_s(first_s: float, doublings: int, max_s: float) -> float:
+    """``first_s`` doubled so many times, ``max_s`` at most."""
     return min(max_s, first_s * 2.0 ** min(doublings, 32))

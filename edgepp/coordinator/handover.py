@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeAlias
 from edgepp.coordinator.planner import Order
 from edgepp.layers import LayerRange
 from edgepp.wire.messages.nodes import Load, Restart, Retire, Unload, Warm
+from edgepp.wire.messages.rank_meetings import MeasureSum, RankAt
 
-RolloutOrder: TypeAlias = tuple[str, Load | Unload | Restart | Retire | Warm]
+RolloutOrder: TypeAlias = tuple[str, Load | Unload | Restart | Retire | Warm | RankAt | MeasureSum]
 """A node id, and the message to send to that node."""
 
 
@@ -23,6 +24,7 @@ class RunningStage(NamedTuple):
     slot: int
     plan_id: int
     layers: LayerRange
+    rank: int = 0
 
 
 class Handover:
@@ -61,7 +63,8 @@ class Handover:
             if (node, slot) not in self._unloads:
                 orders.append((node, Retire(plan_id, slot)))
         self._left, self._unloads = {}, {}
-        for stage, neighbour in zip(running, (*running[1:], *running[:1]), strict=True):
+        first_ranks = [stage for stage in running if stage.rank == 0]
+        for stage, neighbour in zip(first_ranks, (*first_ranks[1:], *first_ranks[:1]), strict=True):
             if stage.node != neighbour.node:
                 layers = neighbour.layers
                 orders.append((stage.node, Warm(stage.plan_id, model, layers.start, layers.stop)))

@@ -8,6 +8,7 @@ from typing import Any
 from edgepp.cluster.discovery.mdns import Announcer
 from edgepp.cluster.discovery.network_interfaces import AddressWatch, usable_addresses
 from edgepp.cluster.identity import Cluster, Identity, PairedNode
+from edgepp.cluster.pairing.invitations import INVITATION_S
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.events import OnEvent
 from edgepp.wire.address import Address
@@ -29,7 +30,7 @@ class JoinEndpoint:
         ``cluster`` gives the cluster to join, ``on_paired`` takes a node that proved a code, ``on_event`` takes events;
         all three are called in threads of the pairing server.
         """
-        self._port = address.port
+        self._host, self._port = address.host, address.port
         self._announcer = None  # no other machine reaches a loopback address
         if not address.is_loopback:
             self._announcer = Announcer(cluster().id, identity.node, identity.name, address.port)
@@ -38,12 +39,14 @@ class JoinEndpoint:
         self._invitations: tuple[int, ...] = ()
 
     def invite(self) -> dict[str, Any]:
-        """Open an invitation; returns its ``code``, and the ``port`` and ``addresses`` of the coordinator.
+        """Open an invitation; returns its ``code`` and life, and the ``port`` and ``addresses`` of the coordinator.
 
         Raises:
             UsageError: too many invitations are open, or the pairing port is taken.
         """
-        return {"code": self._pairing_server.invite(), "port": self._port, "addresses": usable_addresses()}
+        code = self._pairing_server.invite()
+        addresses = usable_addresses() if self._announcer is not None else [self._host]
+        return {"code": code, "port": self._port, "addresses": addresses, "expires_in_s": INVITATION_S}
 
     def announce(self) -> None:
         """Update the announcement when this machine's addresses or the open invitations have changed."""

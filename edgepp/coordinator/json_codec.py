@@ -119,6 +119,8 @@ class AnswerSummary:
     """The text of each token that ``sampled`` names."""
     stop_string: str | None = None
     """The stop string that ended the text, if one did."""
+    request_id: str = ""
+    """The name of the request in logs and traces."""
 
 
 def encode_summary(summary: AnswerSummary) -> dict[str, Any]:
@@ -132,6 +134,7 @@ def encode_summary(summary: AnswerSummary) -> dict[str, Any]:
         "sampled": summary.sampled,
         "spelled": list(summary.spelled.items()),
         "stop_string": summary.stop_string,
+        "request_id": summary.request_id,
     }
 
 
@@ -155,7 +158,8 @@ def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
         seconds: dict[str, Any] = {**_floats(timing_fields), **counts}
         timing = Timing(**seconds, stages=times, recoveries=recoveries)
         stop = None if fields["stop_string"] is None else _string(fields["stop_string"])
-        return AnswerSummary(fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled, stop)
+        request_id = _string(fields["request_id"])
+        return AnswerSummary(fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled, stop, request_id)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer summary is malformed: {error}") from error
 
@@ -163,7 +167,7 @@ def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
 def _recovery(fields: Any) -> Recovery:
     if fields["how"] not in get_args(RecoveryKind):
         raise RemoteProtocolError("an answer that recovered in no known way")
-    return Recovery(fields["how"], float(fields["pause_s"]))
+    return Recovery(fields["how"], float(fields["pause_s"]), _unsigned(fields["prefilled"]))
 
 
 def _sampled(fields: Any) -> Sampled:

@@ -1,19 +1,16 @@
-"""The answers under way: one object per answer, which gives its text in the thread that reads it.
+"""One answer under way, which gives its text in the thread that reads it.
 
-A ``LiveAnswer`` waits for a pipeline, pauses while the pipeline has lost a stage, and can be cancelled from any
-thread. ``LiveAnswers`` admits answers by the shares of their owners, and counts them.
+It waits for a pipeline, pauses while the pipeline has lost a stage, and can be cancelled from any thread.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from edgepp.coordinator.fair_shares import FairLimiter
+from edgepp.coordinator.ended_answer import EndedAnswer
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
@@ -22,31 +19,12 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import TextPiece, TextStream
 from edgepp.engine.timing import Timing
-from edgepp.errors import EdgeppError, NotReady, Overloaded
+from edgepp.errors import EdgeppError, NotReady
 from edgepp.model.text.conversation import Prompt
+from edgepp.tracing.request_trace import RequestTrace
 
-MAX_ANSWERS = 128
-"""Answers at a time, plus one per owner (``FairLimiter``); further questions are declined."""
 PIPELINE_WAIT_S = 120.0
 """How long a question waits for a pipeline."""
-
-
-@dataclass(frozen=True)
-class EndedAnswer:
-    """Numbers of an answer that has ended, for statistics."""
-
-    outcome: Literal["stop", "length", "cancelled", "error"]
-    prompt_tokens: int
-    tokens: int
-    timing: Timing
-    stages: tuple[StageInfo, ...]
-    e2e_s: float
-    """Seconds from the question to the end."""
-    gaps_s: Sequence[float] = ()
-    """Seconds between one piece of text and the next."""
-
-
-OnEnded = Callable[[EndedAnswer], None]
 
 
 class LiveAnswer:
@@ -60,23 +38,30 @@ class LiveAnswer:
         options: GenerateOptions,
         wait_s: float = PIPELINE_WAIT_S,
         encoded_by: ModelFrontend | None = None,
+        request_id: str = "",
+        trace: RequestTrace | None = None,
     ) -> None:
         """Make an answer.
 
         Args:
             pipeline_manager: Where pipelines come from.
-            owner: Who asks: a node's key, or ``python_api.serving.local_owner``.
+            owner: Who asks: a node's key, or ``python_api.served_cluster.local_owner``.
             prompt: A raw text, a conversation, or token ids.
             options: Length, sampling and constraint.
             wait_s: How long to wait for a pipeline.
             encoded_by: What encoded a prompt of token ids, which mean something else to another model.
+            request_id: The name of the request in logs.
+            trace: Where what is done for it is recorded.
         """
         self._pipeline_manager = pipeline_manager
         self.owner = owner
         self._prompt = prompt
         self._options = options
         self._encoded_by = encoded_by
-        self._asked_s = time.perf_counter()
+        self.request_id = request_id
+        self.trace = trace
+        self.asked_s = time.perf_counter()
+        """When the question came, by ``time.perf_counter``."""
         self._until_s = time.monotonic() + wait_s
         self._lock = threading.Lock()
         self._stream: TextStream | None = None
@@ -93,7 +78,7 @@ class LiveAnswer:
         self.stop_string: str | None = None
         self.prompt_tokens = 0
         """Tokens of the prompt; 0 until a pipeline has accepted it."""
-        self.timing = Timing(self._asked_s)
+        self.timing = Timing(self.asked_s)
         self.on_complete: Callable[[], None] = lambda: None
         """Called when the pieces are over, before the reader learns how they ended."""
         self._gaps_s: list[float] = []
@@ -113,6 +98,17 @@ class LiveAnswer:
         """The stages that compute the answer, or gave its last token; none before a pipeline has accepted it."""
         return self._stream.stages if self._stream is not None else ()
 
+    def to_json(self) -> dict[str, Any]:
+        """How far the answer is; ``waiting`` before a pipeline has accepted it, ``reading`` before its first token."""
+        timing = self.timing
+        state = "writing" if timing.tokens else "reading" if self._stream is not None else "waiting"
+        return {
+            "state": state,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": timing.tokens,
+            "tokens_per_s": round(timing.decode_tokens_per_s, 2),
+        }
+
     @property
     def ended(self) -> EndedAnswer:
         """The answer as it has ended."""
@@ -122,7 +118,7 @@ class LiveAnswer:
             len(self.token_ids),
             self.timing,
             self.stages,
-            time.perf_counter() - self._asked_s,
+            time.perf_counter() - self.asked_s,
             self._gaps_s,
         )
 
@@ -134,7 +130,10 @@ class LiveAnswer:
             EdgeppError: the answer cannot be finished; the text so far is right.
         """
         try:
+            began_s = time.perf_counter()
             pipeline = self._pipeline_manager.acquire(self._until_s - time.monotonic(), lambda: self.cancelled)
+            if self.trace is not None:
+                self.trace.span("wait for pipeline", began_s, time.perf_counter())
         except EdgeppError:
             if not self.cancelled:
                 raise
@@ -154,9 +153,9 @@ class LiveAnswer:
     def _read(self, pipeline: Pipeline) -> Iterator[TextPiece]:
         if self._encoded_by is not None and pipeline.frontend is not self._encoded_by:
             raise NotReady("the cluster has changed its model", "ask again")
-        stream = pipeline.ask(self._prompt, self._options, self.owner)
-        stream.timing.queued_s = stream.timing.submitted_s - self._asked_s
-        stream.timing.submitted_s = self._asked_s
+        stream = pipeline.ask(self._prompt, self._options, self.owner, self.request_id, self.trace)
+        stream.timing.queued_s = stream.timing.submitted_s - self.asked_s
+        stream.timing.submitted_s = self.asked_s
         self.token_ids, self.sampled, self.timing = stream.token_ids, stream.sampled, stream.timing
         self.prompt_tokens = stream.prompt_tokens
         self._bind(stream)
@@ -183,89 +182,3 @@ class LiveAnswer:
         if self._gave_text:
             self._gaps_s.append(now_s - self._heard_s)
         self._gave_text, self._heard_s = True, now_s
-
-
-class LiveAnswers:
-    """All answers under way, for whoever asks."""
-
-    def __init__(self, pipeline_manager: PipelineManager) -> None:
-        self._pipeline_manager = pipeline_manager
-        self._lock = threading.Lock()
-        self._live: set[LiveAnswer] = set()
-        self._limiter = FairLimiter(MAX_ANSWERS)
-        self.num_finished = 0
-        self.last: Timing | None = None
-        """The timing of the newest finished answer."""
-        self.observers: list[OnEnded] = []
-        """Called with each answer that has ended, in the thread that read it."""
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    @property
-    def num_running(self) -> int:
-        """Answers that the engine has; the others wait for a pipeline."""
-        return sum(live.running for live in self._snapshot())
-
-    @contextmanager
-    def asking(
-        self,
-        owner: str,
-        prompt: Prompt,
-        options: GenerateOptions,
-        wait_s: float = PIPELINE_WAIT_S,
-        encoded_by: ModelFrontend | None = None,
-    ) -> Iterator[LiveAnswer]:
-        """An answer that counts as under way inside the ``with`` statement; the arguments are a ``LiveAnswer``'s.
-
-        Raises:
-            Overloaded: too many answers are under way.
-        """
-        live = self._admit(LiveAnswer(self._pipeline_manager, owner, prompt, options, wait_s, encoded_by))
-        try:
-            yield live
-        finally:
-            self.end(live)
-
-    def begin(self, owner: str, prompt: Prompt, options: GenerateOptions) -> LiveAnswer:
-        """Count one more answer for ``owner`` as under way, until ``end``.
-
-        Raises:
-            Overloaded: too many answers are under way.
-        """
-        return self._admit(LiveAnswer(self._pipeline_manager, owner, prompt, options))
-
-    def _admit(self, live: LiveAnswer) -> LiveAnswer:
-        with self._lock:
-            if not self._limiter.acquire(live.owner):
-                raise Overloaded(
-                    f"{len(self._live)} answers are under way already, and the asker's share of them is taken",
-                    "ask again when one of them has ended",
-                )
-            self._live.add(live)
-        live.on_complete = lambda: self._count(live)
-        return live
-
-    def end(self, live: LiveAnswer) -> None:
-        """Give the answer's place to others: it has ended, in whatever way."""
-        with self._lock:
-            self._live.discard(live)
-            self._limiter.release(live.owner)
-        if live.finish_reason is None:
-            self._count(live)
-
-    def _count(self, live: LiveAnswer) -> None:
-        if live.complete:
-            with self._lock:
-                self.last, self.num_finished = live.timing, self.num_finished + 1
-        for observer in self.observers:
-            observer(live.ended)
-
-    def cancel_all(self) -> None:
-        """Stop all answers."""
-        for live in self._snapshot():
-            live.cancel()
-
-    def _snapshot(self) -> list[LiveAnswer]:
-        with self._lock:
-            return list(self._live)

@@ -27,6 +27,8 @@ class SlotLoad:
     """When the load made progress last."""
     last_progress: tuple[str, int] = ("", -1)
     """The last report: what is being done, and the number of bytes done."""
+    waits: bool = False
+    """Whether it waits for other ranks, which are watched themselves."""
     under_way: bool = True
     """Whether the load was ordered, and has neither finished nor failed since."""
 
@@ -52,7 +54,7 @@ class LoadTracker:
         """Note that a load is ordered now."""
         load = self._loads.setdefault(host, SlotLoad(now_s, now_s))
         if not load.under_way:
-            load.under_way, load.progress_s, load.last_progress = True, now_s, ("", -1)
+            load.under_way, load.waits, load.progress_s, load.last_progress = True, False, now_s, ("", -1)
         load.ordered_s = now_s
 
     def is_due(self, host: str, now_s: float) -> bool:
@@ -63,7 +65,7 @@ class LoadTracker:
     def is_stalled(self, host: str, now_s: float) -> bool:
         """Whether a load that is under way has made no progress for ``STALLED_S`` seconds."""
         load = self._loads.get(host)
-        return load is not None and load.under_way and now_s - load.progress_s >= STALLED_S
+        return load is not None and load.under_way and not load.waits and now_s - load.progress_s >= STALLED_S
 
     def progress(self, host: str, report: Loading, now_s: float) -> None:
         """Note a progress report: the load need not be ordered again for now."""
@@ -71,6 +73,12 @@ class LoadTracker:
         load.ordered_s = now_s
         if (report.activity, report.done_bytes) != load.last_progress:
             load.last_progress, load.progress_s = (report.activity, report.done_bytes), now_s
+        load.waits = False
+
+    def waits(self, host: str, now_s: float) -> None:
+        """Note that a load waits for the other ranks of its stage; their progress counts for it too."""
+        if (load := self._loads.get(host)) is not None:
+            load.waits, load.ordered_s = True, now_s
 
     def loaded(self, host: str, now_s: float) -> None:
         """Note that a load has finished."""
@@ -87,7 +95,7 @@ class LoadTracker:
     def restarting(self, host: str, now_s: float) -> None:
         """Note that a stage ended and its node starts it again by itself."""
         load = self._loads[host]
-        load.under_way, load.last_progress = True, ("", -1)
+        load.under_way, load.waits, load.last_progress = True, False, ("", -1)
         load.ordered_s = load.progress_s = now_s
 
     def remind(self, node: str, *, restarted: bool) -> None:

@@ -38,14 +38,22 @@ class MembershipService:
         planner: Planner,
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
+        drafts: Callable[[str], str] = lambda _: "",
+        working: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``send`` takes a route and frames, and is False for a lost route."""
+        """``send`` takes a route and frames, and is False for a lost route.
+
+        ``drafts`` says what a node does for guesses; empty for nothing. ``working`` says whether answers are under
+        way.
+        """
         self._members = members
         self._identity = identity
         self._trust_store = trust_store
         self._planner = planner
         self._send = send
         self._on_event = on_event
+        self._drafts = drafts
+        self._working = working
         self._log_sampler = LogSampler()
         self._published: tuple[object, ...] | None = None
         self._ticked_s = 0.0
@@ -80,7 +88,7 @@ class MembershipService:
         now_us = time.time_ns() // 1000
         clock_offset_us = beat.clock_us + beat.rtt_us // 2 - now_us
         known = self._members.heard(node, beat, clock_offset_us, sender.route, sender.host, time.monotonic())
-        self._send(sender.route, [encode(HeartbeatAck(known, now_us))])
+        self._send(sender.route, [encode(HeartbeatAck(known, now_us, self._working()))])
 
     def leave(self, node: str, message: Leave) -> None:
         """Note that a member leaves, unless a newer process of its node is the member already."""
@@ -111,11 +119,12 @@ class MembershipService:
     def publish(self) -> None:
         """Send the view to all members when it has changed."""
         members, planner = self._members, self._planner
-        newest = (members.version, planner.plan_id, planner.reason, planner.settled)
+        tasks = tuple(self._drafts(member.node) for member in members)
+        newest = (members.version, planner.plan_id, planner.reason, planner.settled, tasks)
         if newest == self._published:
             return
         self._published = newest
-        assignments = node_assignments(planner, members)
+        assignments = node_assignments(planner, members, self._drafts)
         view = {
             "version": members.version,
             "plan_version": planner.plan_version,
@@ -148,7 +157,7 @@ class MembershipService:
             self._members.closed(node, ended=True)
 
     def _is_connected(self, member: Member) -> bool:
-        return self._send(member.route, [encode(HeartbeatAck(True, time.time_ns() // 1000))])
+        return self._send(member.route, [encode(HeartbeatAck(True, time.time_ns() // 1000, self._working()))])
 
 
 def _printable(facts: Enrol) -> Enrol:
@@ -158,4 +167,5 @@ def _printable(facts: Enrol) -> Enrol:
         version=one_line(facts.version, 40),
         backend=one_line(facts.backend, 40),
         device=one_line(facts.device, 100),
+        draft=one_line(facts.draft, 200),
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.engine.frontend import ModelFrontend
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ModelParts:
+class CoordinatorModel:
     """What the coordinator has of one model."""
 
     frontend: ModelFrontend
@@ -52,7 +52,7 @@ class ModelParts:
     options: PipelineOptions
 
 
-MakeParts = Callable[[ModelFrontend], ModelParts]
+MakeParts = Callable[[ModelFrontend], CoordinatorModel]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class ModelChanger:
             self._thread.join(_CLOSE_S)
 
     def _runs(self, model: str) -> bool:
-        """Whether the cluster is known to run ``model``; a model of the hub may have been fetched anew since."""
+        """Whether the cluster is known to run ``model``; a model of the hub may have been fetched again since."""
         return model == self._pipeline_manager.model and not isinstance(resolve(model), HubRepository)
 
     def _run(self, model: str) -> None:
@@ -178,11 +178,11 @@ class ModelChanger:
             raise
         before.frontend.tokenizer.close()
 
-    def _in_force(self) -> ModelParts:
+    def _in_force(self) -> CoordinatorModel:
         manager, planner = self._pipeline_manager, self._planner
-        return ModelParts(manager.frontend, planner.model, planner.request, manager.options)
+        return CoordinatorModel(manager.frontend, planner.model, planner.request, manager.options)
 
-    def _put_in_force(self, parts: ModelParts, model: str) -> None:
+    def _put_in_force(self, parts: CoordinatorModel, model: str) -> None:
         """Give the planner and the pipelines another model. Called in the coordinator's thread."""
         ended = NotReady(f"the cluster changed its model to {model} during this answer", "ask again")
         self._pipeline_manager.change_model(parts.frontend, parts.options, f"{model} is being loaded", ended)

@@ -14,18 +14,16 @@ from dataclasses import replace
 
 from edgepp.backend.device import release_thread
 from edgepp.coordinator.pipeline_order import Opening, PipelineOrder
+from edgepp.coordinator.reopening import Reopening
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, NotReady, StageError
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
 log = logging.getLogger("edgepp.coordinator")
-
-FIRST_REOPEN_S = 0.5
-"""The wait before a retry after the first failure to open a pipeline; each further failure doubles it."""
-MAX_REOPEN_S = 8.0
 
 
 class PipelineManager:
@@ -45,9 +43,7 @@ class PipelineManager:
         self._in_force: PipelineOrder | None = None
         self._reported: EdgeppError | None = None
         """The loss of which an event was made, until the pipeline is open again."""
-        self._failed_s = 0.0
-        self._failures = 0
-        """Failures in a row to open the wanted pipeline."""
+        self._reopening = Reopening()
         self._shortage: EdgeppError | None = None
         self._reason = "no plan yet"
         self.held = ""
@@ -73,7 +69,7 @@ class PipelineManager:
     @property
     def num_failures(self) -> int:
         """Failures in a row to open the wanted pipeline."""
-        return self._failures
+        return self._reopening.num_failures
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -116,14 +112,23 @@ class PipelineManager:
 
         The coordinator calls this ten times per second.
         """
-        if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < self._reopen_wait_s):
-            return
-        if wanted == self._wanted and self.pipeline is not None:
+        if wanted == self._wanted and (self._busy or self._reopening.waits or self.pipeline is not None):
             return
         if wanted != self._wanted:
-            self._failures = 0
+            self._reopening.forget()
         self._wanted = wanted
         self._order(Opening(wanted, self._frontend, self._options))
+
+    def use_drafter(self, endpoint: Endpoint | None) -> None:
+        """Let the process at ``endpoint`` guess for the pipeline's requests, or for None one of this machine or none.
+
+        The coordinator calls this ten times per second.
+        """
+        pipeline = self.latest
+        if pipeline is None or pipeline.drafts is None:
+            return
+        if pipeline.drafts.wanted != endpoint:
+            pipeline.drafts.use(endpoint)
 
     def suspend(self, reason: str, error: EdgeppError) -> None:
         """Pause all answers, since a stage is lost, until ``ensure_open``; waiting questions show ``reason``."""
@@ -153,7 +158,8 @@ class PipelineManager:
         if self._wanted is not None:
             self._wanted = None
             self._order(error)
-        self._frontend, self._options, self._failures = frontend, options, 0
+        self._frontend, self._options = frontend, options
+        self._reopening.forget()
 
     def hold(self, reason: str) -> None:
         """Let further questions wait, although a pipeline may be open, until ``release``."""
@@ -204,10 +210,6 @@ class PipelineManager:
     @property
     def _busy(self) -> bool:
         return self._num_done != self._num_given
-
-    @property
-    def _reopen_wait_s(self) -> float:
-        return min(MAX_REOPEN_S, FIRST_REOPEN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
 
     def _order(self, command: Opening | EdgeppError) -> None:
         self._num_given += 1
@@ -261,12 +263,13 @@ class PipelineManager:
                 log.exception("plan %d cannot be opened", wanted.plan_version)
             if wanted == self._wanted:
                 self._note_failure(str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}")
-                if self._failures == 1:
+                if self._reopening.num_failures == 1:
                     self._on_event(PipelineNotOpened(wanted.plan_version, self.reason))
             return
         if wanted == self._wanted:
             with self._changed:
-                self._failures, self._reason, self._in_force, self._reported = 0, "", wanted, None
+                self._reason, self._in_force, self._reported = "", wanted, None
+                self._reopening.forget()
                 self._changed.notify_all()
             self._on_event(PipelineOpened(wanted.plan_version, time.monotonic() - began_s))
 
@@ -288,5 +291,4 @@ class PipelineManager:
 
     def _note_failure(self, reason: str) -> None:
         self._reason = reason
-        self._failures += 1
-        self._failed_s = time.monotonic()
+        self._reopening.failed()

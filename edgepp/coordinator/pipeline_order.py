@@ -1,12 +1,20 @@
-"""Which pipeline a coordinator wants open."""
+"""Which pipeline a coordinator wants open, and where its processes listen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgepp.cluster.membership import Member
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.stage_handshake import Endpoint
+from edgepp.wire.address import Address
+
+
+def endpoint_of(member: Member, port: int) -> Endpoint:
+    """The addresses of a member's process, first the one from which its messages come."""
+    hosts = dict.fromkeys((member.host, *filter(None, member.facts.addresses.split(","))))
+    return Endpoint(tuple(Address(host, port) for host in hosts), member.key)
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,17 @@ from dataclasses import dataclass, field
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.load_tracker import STALLED_S, LoadTracker, host_id, split_host_id
+from edgepp.coordinator.places import Place, places_of, stages_of
+from edgepp.coordinator.plan_timing import PlanTiming
+from edgepp.coordinator.rank_loads import part_ids, rank_load
 from edgepp.coordinator.stage_hosts import StageHosts
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
+from edgepp.placement.group_search import with_groups
+from edgepp.placement.groups import parts_of
 from edgepp.placement.place import place, replace
 from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
 from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Unload
-
-QUIET_S = 1.0
-"""How long members must be unchanged before a plan is made."""
-RESTLESS_S = 5.0
-"""How long after the first change a plan is made for members that never stop changing."""
-START_WAIT_S = 4.0
-"""How long after its start a coordinator waits for the nodes that it expects."""
-MAX_BUSY_S = 30.0
-"""How long a better plan waits for answers to end."""
 
 Order = tuple[str, Load | Unload]
 """A node id, and the message to send to that node."""
@@ -57,21 +53,22 @@ class Planner:
     """Which slots are excluded because their loads fail, and why."""
     links: dict[tuple[str, str], LinkSpeed] = field(default_factory=dict)
     """The link speeds that were measured so far, by the node ids of both ends."""
+    sums: dict[tuple[str, str], LinkSpeed] = field(default_factory=dict)
+    """The cost of a sum over two nodes as it was measured, by their ids."""
+    measuring: bool = False
+    """Whether costs of sums are being measured, for which a plan that is not urgent waits."""
     loads: LoadTracker = field(default_factory=LoadTracker)
-    _began_s: float | None = None
-    _seen: tuple[object, ...] = ()
-    """The hosts of now: what a plan depends on."""
-    _planned: tuple[object, ...] | None = None
-    """The hosts for which the last plan was made."""
-    _changed_s: float = 0.0
-    _restless_s: float | None = None
-    """The first change for which no plan was made yet."""
+    drafting: str = ""
+    """Host id of the slot that drafts, which no plan unloads; empty for none."""
+    _timing: PlanTiming = field(default_factory=PlanTiming)
     _banned: tuple[str, ...] = ()
     """Hosts that are avoided for now because their loads failed."""
+    _failure: PlanError | None = None
+    """What ``certain_shortage`` says of a host that fails again and again; None where no such host is needed."""
     _stage_hosts: StageHosts = field(init=False)
 
     def __post_init__(self) -> None:
-        self._stage_hosts = StageHosts(self.request, self.coordinator)
+        self._stage_hosts = StageHosts(self.request, self.coordinator, self.sums)
 
     @property
     def plan_id(self) -> int:
@@ -94,25 +91,45 @@ class Planner:
         Raises:
             PlanError: the members cannot; the hint says what would help.
         """
-        hosts = StageHosts(request, self.coordinator).hosts(members.present)
+        hosts = StageHosts(request, self.coordinator, self.sums).hosts(members.present)
         place(request, hosts, self.links, self.coordinator)
 
     def change_model(self, model: str, request: PlacementRequest) -> None:
-        """Plan for another model from now on, with all nodes anew."""
+        """Plan for another model from now on, with all nodes again."""
         self.model, self.request = model, request
         self.plan, self.shortage, self.excluded = None, None, ""
         self.loads = LoadTracker()
-        self._stage_hosts = StageHosts(request, self.coordinator)
-        self._planned, self._banned = None, ()
+        self._stage_hosts = StageHosts(request, self.coordinator, self.sums)
+        self._timing.plan_anew()
+        self._banned = ()
 
     def certain_shortage(self, members: Membership) -> PlanError | None:
-        """What is missing to hold the model, once every expected node is present and planned for; else None."""
-        return self.shortage if self.plan is None and self.settled and self._all_present(members) else None
+        """Why no plan can work now, once every expected node is present and planned for; None where one may.
+
+        Memory is missing; or a host failed to load its layers again and again, and no other host can take them.
+        """
+        if not self.settled or not self._all_present(members):
+            return None
+        return self.shortage if self.plan is None else self._failing(members)
+
+    def _failing(self, members: Membership) -> PlanError | None:
+        """Why the plan in force cannot work: a banned host has not loaded. The same object while it lasts."""
+        failing = [place for place in self._missing(members) if place.host in self._banned]
+        if not failing:
+            self._failure = None
+        elif self._failure is None:
+            member, layers = failing[0].member, failing[0].layers
+            reason = self.loads.backoff.reason(failing[0].host)
+            self._failure = PlanError(
+                f"{member.facts.name} cannot run layers {layers}, and no other machine can: {reason}",
+                f"read what edgepp says on {member.facts.name}; it is tried again from time to time",
+            )
+        return self._failure
 
     @property
     def settled(self) -> bool:
         """Whether the present hosts have been planned for."""
-        return self._planned is not None and self._planned == self._seen
+        return self._timing.settled
 
     def why_excluded(self, node: str) -> str:
         """Why a node is left out of plans; empty where it is not."""
@@ -123,17 +140,16 @@ class Planner:
 
     def decide(self, members: Membership, now_s: float, *, idle: bool) -> list[Order]:
         """Make a new plan if it is time to; returns the orders that are due. ``idle``: no answer is under way."""
-        if self._began_s is None:
-            self._began_s = self._changed_s = now_s
         self._fail_stalled(members, now_s)
         hosts = self._stage_hosts.hosts(members.present)
-        self._banned = banned = tuple(host.id for host in hosts if self.loads.backoff.is_banned(host.id, now_s))
-        self._note_hosts((*hosts, *banned, *self._stage_hosts.unfit), now_s)
-        planned = {host for host, _ in self.plan.stages} if self.plan else set()
-        broken = not planned <= {host.id for host in hosts}
+        present = [part for host in hosts for part in part_ids(host.id)]
+        self._banned = banned = tuple(part for part in present if self.loads.backoff.is_banned(part, now_s))
+        self._timing.note((*hosts, *banned, *self._stage_hosts.unfit, *sorted(self.sums.items())), now_s)
+        planned = self._used
+        broken = not planned <= set(present)
         urgent = broken or not planned.isdisjoint(banned)
-        if broken or (self._planned != self._seen and (urgent or self._is_time(members, now_s, idle=idle))):
-            self._planned, self._restless_s = self._seen, None
+        if broken or (not self.settled and (urgent or self._is_time(members, now_s, idle=idle))):
+            self._timing.planned()
             if self._replan(hosts, banned, broken=broken):
                 return self._all_orders(members, now_s)
         return self._due_orders(members, now_s)
@@ -150,59 +166,73 @@ class Planner:
 
     def answer_finished(self) -> None:
         """Forgive all failures of the plan's stages: an answer was finished, so they all work."""
-        for host, _ in self.plan.stages if self.plan else ():
+        for host in self._used:
             self.loads.backoff.clear(host)
 
+    def places(self, members: Membership) -> list[Place]:
+        """Where each process of each stage of the plan runs, by stage and rank."""
+        return places_of(self.plan, self.plan_id, members)
+
+    def group(self, stage: int) -> int:
+        """The id of the ranks of a stage of the plan; 0 for a stage of one process."""
+        if self.plan is None:
+            return 0
+        host, layers = self.plan.stages[stage]
+        return self._rank_load(0, host, layers, 0).group
+
+    def weights(self, stage: int) -> tuple[int, ...]:
+        """How the ranks of a stage of the plan share its layers."""
+        return tuple(part.weight for part in parts_of(self.plan.stages[stage][0])) if self.plan else ()
+
     def stages(self, members: Membership) -> list[tuple[Member, int, LayerRange, Loaded | None]]:
-        """Member, slot, layer range and finished load (None while loading) of each stage of the plan, in order."""
-        found = []
-        for host, layers in self.plan.stages if self.plan else ():
-            node, slot = split_host_id(host)
-            member = members.get(node)
-            if member is not None:
-                loaded = member.slot(slot)
-                found.append((member, slot, layers, loaded if loaded and loaded.plan_id == self.plan_id else None))
-        return found
+        """Member, slot, layer range and finished load (None while loading) of each stage of the plan, in order.
+
+        Of a stage of several ranks, member and slot of rank 0; it is loaded when all ranks are.
+        """
+        return stages_of(self.places(members))
 
     def complete(self, members: Membership) -> bool:
         """Whether every stage of the plan is loaded on a member that is joined or ready."""
-        stages = self.stages(members)
-        return bool(stages) and all(
-            loaded is not None and member.phase in (MemberPhase.JOINED, MemberPhase.READY)
-            for member, _, _, loaded in stages
+        places = self.places(members)
+        return bool(places) and all(
+            place.loaded is not None and place.member.phase in (MemberPhase.JOINED, MemberPhase.READY)
+            for place in places
         )
+
+    def is_loading(self, members: Membership) -> bool:
+        """Whether a member that can be reached loads layers of the plan."""
+        return bool(self._missing(members))
+
+    @property
+    def _used(self) -> set[str]:
+        """Host ids of the slots that the plan uses."""
+        return {part for host, _ in self.plan.stages for part in part_ids(host)} if self.plan else set()
 
     def _all_present(self, members: Membership) -> bool:
         return self.expected_nodes <= {member.node for member in members.present}
 
-    def _note_hosts(self, seen: tuple[object, ...], now_s: float) -> None:
-        if seen != self._seen:
-            self._seen, self._changed_s = seen, now_s
-            self._restless_s = now_s if self._restless_s is None else self._restless_s
-        if seen == self._planned:
-            self._restless_s = None
-
     def _is_time(self, members: Membership, now_s: float, *, idle: bool) -> bool:
         """Whether changed members have waited long enough for a plan that is not urgent."""
-        restless_s = now_s - (self._changed_s if self._restless_s is None else self._restless_s)
-        quiet = now_s - self._changed_s >= QUIET_S or restless_s >= RESTLESS_S
         if self.plan is None:
-            return quiet and (self._all_present(members) or now_s - (self._began_s or now_s) >= START_WAIT_S)
-        return quiet and (idle or restless_s >= MAX_BUSY_S)
+            goes_on = any(map(_holds_layers, members.present))
+            return self._timing.is_time_for_first(now_s, all_present=self._all_present(members), goes_on=goes_on)
+        return self._timing.is_time_for_better(now_s, idle=idle and not self.measuring)
 
     def _replan(self, hosts: Sequence[StageHost], banned: Sequence[str], *, broken: bool) -> bool:
         """Make a plan, where possible without ``banned`` hosts; whether another plan is in force now."""
         self.shortage, self.excluded = None, ""
         self._stage_hosts.take_back()
-        allowed = [host for host in hosts if host.id not in banned]
+        allowed = [host for host in hosts if not set(part_ids(host.id)) & set(banned)]
         try:
             plan = self._place(allowed)
         except PlanError as error:
             plan, self.shortage = None, error
         if plan is None and len(allowed) < len(hosts):  # a host that failed is better than no plan
-            out = [host for host in hosts if host.id in banned]
             self.excluded = ", ".join(
-                f"{host} cannot run its layers: {self.loads.backoff.reason(host.id)}" for host in out
+                f"{host} cannot run its layers: {self.loads.backoff.reason(part)}"
+                for host in hosts
+                for part in part_ids(host.id)
+                if part in banned
             )
             try:
                 plan = self._place(hosts)
@@ -230,6 +260,10 @@ class Planner:
             return self._place_all(possible)
 
     def _place_all(self, hosts: Sequence[StageHost]) -> Plan:
+        ids = {host.id for host in hosts}
+        groups = [frozenset(part_ids(host)) for host, _ in self.plan.stages] if self.plan else []
+        current = frozenset(group for group in groups if len(group) > 1 and group <= ids)
+        hosts = with_groups(self.request, hosts, self.links, self.sums, self.coordinator, current)
         if self.plan is None:
             return place(self.request, hosts, self.links, self.coordinator)
         return replace(self.request, hosts, self.links, self.coordinator, self.plan)
@@ -237,38 +271,53 @@ class Planner:
     def _all_orders(self, members: Membership, now_s: float) -> list[Order]:
         """What a new plan orders: unload the slots that it does not use, load the others."""
         self.loads.clear()
-        used = {host for host, _ in self.plan.stages} if self.plan else set()
+        used = self._used
         unloads: list[Order] = [
             (member.node, Unload(self.plan_id, slot))
             for member in members.present
             for slot in range(member.facts.stage_slots)
-            if host_id(member.node, slot) not in used
+            if host_id(member.node, slot) not in {*used, self.drafting}
         ]
-        return unloads + [self._order(host, layers, now_s) for host, layers in (self.plan.stages if self.plan else ())]
+        return unloads + [
+            self._order(host, layers, rank, now_s)
+            for host, layers in (self.plan.stages if self.plan else ())
+            for rank in range(len(parts_of(host)))
+        ]
 
     def _due_orders(self, members: Membership, now_s: float) -> list[Order]:
         """Loads to order again, since a message may be lost or the load has failed."""
+        stages = self.plan.stages if self.plan else ()
         return [
-            self._order(host, layers, now_s)
-            for host, layers in self._missing(members)
-            if self.loads.is_due(host, now_s)
+            self._order(*stages[place.stage], place.rank, now_s)
+            for place in self._missing(members)
+            if self.loads.is_due(place.host, now_s)
         ]
 
-    def _order(self, host: str, layers: LayerRange, now_s: float) -> Order:
-        self.loads.order(host, now_s)
-        node, slot = split_host_id(host)
-        return node, Load(self.plan_id, slot, self.model, layers.start, layers.stop, self.exact, self.kv_bits)
+    def _order(self, host: str, layers: LayerRange, rank: int, now_s: float) -> Order:
+        part = part_ids(host)[rank]
+        self.loads.order(part, now_s)
+        node, slot = split_host_id(part)
+        return node, self._rank_load(slot, host, layers, rank)
+
+    def _rank_load(self, slot: int, host: str, layers: LayerRange, rank: int) -> Load:
+        load = Load(self.plan_id, slot, self.model, layers.start, layers.stop, self.exact, self.kv_bits)
+        return rank_load(load, host, rank, self.request.size.layers)
 
     def _fail_stalled(self, members: Membership, now_s: float) -> None:
         """Count stalled loads as failed, so that a plan does not wait for them for ever."""
-        for host, _ in self._missing(members):
-            if self.loads.is_stalled(host, now_s):
-                self.loads.failed(host, f"its load made no progress for {STALLED_S:.0f} s", now_s, final=True)
+        for late in self._missing(members):
+            if self.loads.is_stalled(late.host, now_s):
+                self.loads.failed(late.host, f"its load made no progress for {STALLED_S:.0f} s", now_s, final=True)
 
-    def _missing(self, members: Membership) -> list[tuple[str, LayerRange]]:
-        """The plan's hosts that have not loaded their layers, on members that can be reached."""
+    def _missing(self, members: Membership) -> list[Place]:
+        """The places of the plan that have not loaded their layers, on members that can be reached."""
         return [
-            (host_id(member.node, slot), layers)
-            for member, slot, layers, loaded in self.stages(members)
-            if loaded is None and member.phase not in (MemberPhase.SUSPECT, MemberPhase.GONE)
+            place
+            for place in self.places(members)
+            if place.loaded is None and place.member.phase not in (MemberPhase.SUSPECT, MemberPhase.GONE)
         ]
+
+
+def _holds_layers(member: Member) -> bool:
+    """Whether a member's memory holds stages, by its last heartbeat."""
+    return 0 < member.memory_free_bytes < member.facts.memory_bytes

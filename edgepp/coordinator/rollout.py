@@ -10,24 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.draft_placement import DraftPlacement
 from edgepp.coordinator.handover import Handover, RolloutOrder, RunningStage
-from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.coordinator.load_estimate import LoadEstimate
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager
-from edgepp.coordinator.pipeline_order import PipelineOrder
+from edgepp.coordinator.pipeline_order import PipelineOrder, endpoint_of
+from edgepp.coordinator.places import Place
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.rank_loads import RankMeetings
 from edgepp.coordinator.stage_losses import StageLosses
-from edgepp.engine.stage_handshake import Endpoint
+from edgepp.coordinator.sum_measurements import SumMeasurements
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
 from edgepp.placement.types import LinkSpeed
-from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
+from edgepp.wire.messages.rank_meetings import RankListens, SumMeasured
 
 log = logging.getLogger("edgepp.coordinator")
 
 _MAX_NAMES = 4
 """How many names of absent machines a message shows."""
+
+
+StageReport = Loading | Loaded | NotLoaded | RankListens | SumMeasured
+"""What members report of what they were ordered to compute."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,9 @@ class Rollout:
         pipeline_manager: PipelineManager,
         answers: LiveAnswers,
         on_event: OnEvent,
+        draft_model: str = "",
     ) -> None:
+        """A member without layers guesses with ``draft_model``; none for an empty name."""
         self._planner = planner
         self._members = members
         self._pipeline_manager = pipeline_manager
@@ -62,8 +71,13 @@ class Rollout:
         """Finished answers of which the planner knows."""
         self._losses = StageLosses(planner, members, pipeline_manager)
         self._handover = Handover()
+        self._meetings = RankMeetings()
+        self.sums = SumMeasurements(members, planner)
+        self._told: list[RolloutOrder] = []
+        """Where ranks listen, for the nodes of the other ranks; sent with the next orders."""
         self._explained = ""
         """Why there was no plan, as waiting questions were told."""
+        self.drafts = DraftPlacement(members, self._is_spare, draft_model, on_event)
         self.progress: dict[tuple[str, int], Progress] = {}
         """The loads under way, by node and slot."""
         self.estimate = LoadEstimate()
@@ -71,27 +85,34 @@ class Rollout:
     def step(self, now_s: float) -> list[RolloutOrder]:
         """Continue the rollout, with a new plan where the planner makes one; returns the orders to send."""
         planner = self._planner
-        number, stages = planner.plan_id, planner.stages(self._members)
+        number, places = planner.plan_id, planner.places(self._members)
         if self._answers.num_finished != self._num_finished:
             self._num_finished = self._answers.num_finished
             planner.answer_finished()
-        planned = planner.decide(self._members, now_s, idle=not len(self._answers))
+        idle = not len(self._answers)
+        measures = self.sums.step(now_s, idle=idle and not planner.is_loading(self._members))
+        planned = planner.decide(self._members, now_s, idle=idle)
         if planner.plan_id != number:
             self.progress.clear()
+            self._meetings.clear()
             self._answers.last = None
             if self._pipeline_manager.latest is not None:  # else nothing runs over the former plan's stages
                 planned = self._handover.hold_back(planned)
-            self._losses.leave(stages)
+            self._losses.leave(places)
             self._report_plan()
         elif planner.reason != self._reason and planner.reason:
             self._on_event(PlanKept(planner.plan_version if planner.plan else None, planner.reason))
         self._reason = planner.reason
-        orders: list[RolloutOrder] = [*planned, *self._losses.restarts()]
+        orders: list[RolloutOrder] = [*planned, *measures, *self._told, *self._losses.restarts()]
+        self._told = []
         self._pipeline_manager.set_shortage(planner.certain_shortage(self._members))
         self._update_phases()
         self._explain()
         self._ensure_pipeline()
         orders += self._hand_over()
+        orders += self.drafts.step(now_s)
+        planner.drafting = self.drafts.host
+        self._pipeline_manager.use_drafter(self.drafts.endpoint)
         self.estimate.note(self._loaded_fraction(), now_s)
         return orders
 
@@ -108,8 +129,18 @@ class Rollout:
             self._explained = ""
             manager.explain("the layers are being loaded")
 
-    def report(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
-        """Take a member's report of a load, unless the report cannot be true."""
+    def report(self, node: str, message: StageReport, now_s: float) -> None:
+        """Take a member's report, unless the report cannot be true."""
+        match message:
+            case SumMeasured():
+                self.sums.measured(node, message, now_s)
+            case RankListens():
+                if not self.sums.listens(node, message):
+                    self._rank_listens(node, message, now_s)
+            case _ if not self.drafts.report(node, message, now_s):
+                self._load_reported(node, message, now_s)
+
+    def _load_reported(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
         member = self._members.get(node)
         if member is None or not self._planner.is_expected(self._members, node, message):
             log.info("ignored a %s of plan %d, slot %d by %s", type(message).__name__, *message[:2], node)
@@ -125,6 +156,24 @@ class Rollout:
                 self._loaded(member, message, now_s)
             case NotLoaded():
                 self._lost(member, message, now_s)
+
+    def _rank_listens(self, node: str, message: RankListens, now_s: float) -> None:
+        """Take the report of a rank that listens for the others of its stage."""
+        ranks = {place.rank: place for place in self._ranks_of(message.group)}
+        mine = [rank for rank, place in ranks.items() if place.member.node == node]
+        if not mine:
+            log.info("ignored a rank of group %d on %s", message.group, node)
+            return
+        members = {rank: place.member for rank, place in ranks.items()}
+        self._told += self._meetings.listens(message, mine[0], members)
+        for rank in self._meetings.listening(message.group):
+            self._planner.loads.waits(ranks[rank].host, now_s)
+
+    def _ranks_of(self, group: int) -> list[Place]:
+        """The places of the ranks of a group."""
+        planner = self._planner
+        stages = [n for n, _ in enumerate(planner.plan.stages if planner.plan else ()) if planner.group(n) == group]
+        return [place for place in planner.places(self._members) if place.stage in stages]
 
     def _loaded(self, member: Member, message: Loaded, now_s: float) -> None:
         present = member.slot(message.slot)
@@ -157,22 +206,22 @@ class Rollout:
     def slowest(self) -> str:
         """The name of the node that is furthest from having loaded its layers; empty if none loads."""
         loading = [
-            (self._slot_fraction(member, slot, loaded), member.facts.name)
-            for member, slot, _, loaded in self._planner.stages(self._members)
-            if loaded is None
+            (self._slot_fraction(place), place.member.facts.name)
+            for place in self._planner.places(self._members)
+            if place.loaded is None
         ]
         return min(loading)[1] if loading else ""
 
     def _loaded_fraction(self) -> float:
         """The loaded part of the plan's layers, from 0 to 1."""
-        stages = self._planner.stages(self._members)
-        done = sum(self._slot_fraction(member, slot, loaded) * len(layers) for member, slot, layers, loaded in stages)
-        return done / max(1, sum(len(layers) for _, _, layers, _ in stages))
+        places = self._planner.places(self._members)
+        done = sum(self._slot_fraction(place) * len(place.layers) for place in places)
+        return done / max(1, sum(len(place.layers) for place in places))
 
-    def _slot_fraction(self, member: Member, slot: int, loaded: Loaded | None) -> float:
-        if loaded is not None:
+    def _slot_fraction(self, place: Place) -> float:
+        if place.loaded is not None:
             return 1.0
-        progress = self.progress.get((member.node, slot))
+        progress = self.progress.get((place.member.node, place.slot))
         return min(1.0, progress.done_bytes / progress.total_bytes) if progress and progress.total_bytes else 0.0
 
     def waiting(self, away: Sequence[str]) -> str:
@@ -190,17 +239,27 @@ class Rollout:
         ]
         return ", ".join([self._planner.reason or self._pipeline_manager.reason, *loading])
 
+    def _is_spare(self, member: Member) -> bool:
+        """Whether a member has no layers, also not of a former plan, and the others hold all of them."""
+        planner = self._planner
+        holds = any(place.member.node == member.node for place in planner.places(self._members))
+        moved = self._pipeline_manager.runs_over(planner.plan_version)
+        return (
+            planner.plan is not None and planner.settled and moved and not holds and member.node != planner.coordinator
+        )
+
     def _report_plan(self) -> None:
         if self._planner.plan is None:
             self._on_event(PlanMissing(self._planner.reason))
         else:
-            stages = self._planner.stages(self._members)
-            ranges = tuple((layers, member.facts.name) for member, _, layers, _ in stages)
+            places = self._planner.places(self._members)
+            names = {n: " and ".join(p.member.facts.name for p in places if p.stage == n) for n, *_ in places}
+            ranges = tuple((place.layers, names[place.stage]) for place in places if place.rank == 0)
             self._on_event(PlanMade(self._planner.plan_version, ranges, self._planner.reason))
 
     def _update_phases(self) -> None:
         """Make members ready that have loaded all of their layers."""
-        missing = {member.node for member, _, _, loaded in self._planner.stages(self._members) if loaded is None}
+        missing = {place.member.node for place in self._planner.places(self._members) if place.loaded is None}
         for member in self._members.present:
             if member.phase is not MemberPhase.SUSPECT:
                 self._members.assigned(member.node, complete=member.node not in missing)
@@ -208,8 +267,8 @@ class Rollout:
     def _ensure_pipeline(self) -> None:
         if self._planner.complete(self._members):
             stages = self._planner.stages(self._members)
-            self._losses.note_order(stages)
-            endpoints = tuple(_endpoint(member, loaded.port) for member, _, _, loaded in stages if loaded)
+            self._losses.note_order(self._planner.places(self._members))
+            endpoints = tuple(endpoint_of(member, loaded.port) for member, _, _, loaded in stages if loaded)
             self._pipeline_manager.ensure_open(PipelineOrder(self._planner.plan_version, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
 
@@ -218,8 +277,10 @@ class Rollout:
         planner = self._planner
         if self._pipeline_manager.latest is None or not self._pipeline_manager.runs_over(planner.plan_version):
             return []
-        stages = planner.stages(self._members)
-        running = [RunningStage(member.node, slot, planner.plan_id, layers) for member, slot, layers, _ in stages]
+        running = [
+            RunningStage(place.member.node, place.slot, planner.plan_id, place.layers, place.rank)
+            for place in planner.places(self._members)
+        ]
         return self._handover.moved_to(running, planner.model)
 
     def _learn_links(self, stages: Sequence[Member]) -> None:
@@ -231,9 +292,3 @@ class Rollout:
         for sender, receiver, stage in zip(nodes, nodes[1:], pipeline.stages, strict=False):
             if sender != receiver and stage.bytes_per_s:
                 self._planner.links[sender, receiver] = LinkSpeed(stage.hop_s, stage.bytes_per_s)
-
-
-def _endpoint(member: Member, port: int) -> Endpoint:
-    """The addresses of a member's stage, first the one from which its messages come."""
-    hosts = dict.fromkeys((member.host, *filter(None, member.facts.addresses.split(","))))
-    return Endpoint(tuple(Address(host, port) for host in hosts), member.key)

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgepp.cluster.membership import Member
+from edgepp.coordinator.rank_loads import nodes_of
+from edgepp.coordinator.requested_groups import RequestedGroups
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.placement.shortage import check_pins, fits
-from edgepp.placement.types import PlacementRequest, StageHost
+from edgepp.placement.types import Links, PlacementRequest, StageHost
 
+_NO_LINKS: Links = {}
 _MAX_SINGLE_EXCLUSIONS = 8
 """How many of the newest pinned nodes are tried to be left out one by one."""
 
@@ -21,9 +24,11 @@ _MAX_SINGLE_EXCLUSIONS = 8
 class StageHosts:
     """The stage hosts of the members for one request, and the nodes whose pinned range does not count."""
 
-    def __init__(self, request: PlacementRequest, coordinator: str) -> None:
+    def __init__(self, request: PlacementRequest, coordinator: str, sums: Links = _NO_LINKS) -> None:
+        """``sums`` has the measured cost of a sum over two nodes, by their ids; it may change later."""
         self._request = request
         self._coordinator = coordinator
+        self._requested = RequestedGroups(request, sums)
         self._pins: dict[str, LayerRange] = {}
         """The pinned ranges of the present members by node id, in the order in which the members came."""
         self._unfit: dict[str, str] = {}
@@ -42,32 +47,49 @@ class StageHosts:
         return tuple(self._unfit.items())
 
     def hosts(self, present: Sequence[Member]) -> list[StageHost]:
-        """The hosts of the ``present`` members that are not drained and whose pinned range is possible, by id."""
-        present = [member for member in present if not member.draining]
+        """The hosts of the ``present`` members that may run layers and whose pinned range is possible, by id.
+
+        Drained members may not, nor those that joined to draft.
+        """
+        present = [member for member in present if not member.draining and not member.facts.draft]
         pins = {m.node: LayerRange(m.facts.start, m.facts.stop) for m in present if m.facts.stop > m.facts.start}
         unchanged = {node: pin for node, pin in self._pins.items() if pins.get(node) == pin}
         self._pins = unchanged | pins
         self._unfit.clear()
         order = list(self._pins)
         hosts: list[StageHost] = []
-        for member in sorted(present, key=lambda m: order.index(m.node) if m.node in pins else len(order)):
-            offered = self._offered(member, pins.get(member.node))
-            try:
-                check_pins(self._request, offered[:1])
-                check_overlap(offered[:1], hosts)
-            except PlanError as error:
-                self._unfit[member.node] = f"{error}; {error.hint}"
+        ordered = sorted(present, key=lambda m: order.index(m.node) if m.node in pins else len(order))
+        for member in ordered:
+            if member.facts.tensor > 1:
                 continue
-            hosts += offered[: member.facts.stage_slots]
+            offered = self._offered(member, pins.get(member.node))
+            if self._counts(offered[:1], hosts, [member.node]):
+                hosts += offered[: member.facts.stage_slots]
+        shared = {m.node: self._offered(m, pins.get(m.node))[0] for m in ordered if m.facts.tensor > 1}
+        groups, waiting = self._requested.groups([m for m in ordered if m.node in shared], shared)
+        self._unfit |= waiting
+        for nodes, group in groups:
+            if self._counts([group], hosts, nodes):
+                hosts.append(group)
         return sorted(hosts, key=lambda host: host.id)
+
+    def _counts(self, newcomers: Sequence[StageHost], hosts: Sequence[StageHost], nodes: Sequence[str]) -> bool:
+        """Whether the pinned range of ``newcomers`` counts beside ``hosts``; else the ``nodes`` are told why not."""
+        try:
+            check_pins(self._request, newcomers)
+            check_overlap(newcomers, hosts)
+        except PlanError as error:
+            self._unfit |= dict.fromkeys(nodes, f"{error}; {error.hint}")
+            return False
+        return True
 
     def possible(self, hosts: Sequence[StageHost], error: PlanError) -> Sequence[StageHost] | None:
         """``hosts`` without as many of the newest pinned nodes as necessary for a plan; None where no plan is possible.
 
         ``error`` says why there is no plan with all ``hosts``.
         """
-        for excluded in self._exclusions({host.node for host in hosts}):
-            kept = [host for host in hosts if host.node not in excluded]
+        for excluded in self._exclusions({node for host in hosts for node in nodes_of(host.id)}):
+            kept = [host for host in hosts if excluded.isdisjoint(nodes_of(host.id))]
             if fits(self._request, kept, self._coordinator):
                 self._left_out = {
                     node: f"its layers {self._pins[node]} leave no plan: {error}; {error.hint}" for node in excluded
@@ -103,6 +125,7 @@ class StageHosts:
             pinned=pinned if facts.stage_slots else None,
             coordinator=member.node == self._coordinator,
             name=facts.name,
+            half_s=facts.half_ns / 1e9,
         )
         return machine.divided(facts.stage_slots) or (machine,)
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.places import Place
 from edgepp.coordinator.planner import Planner
 from edgepp.errors import EdgeppError, NotReady, StageLost
-from edgepp.layers import LayerRange
 from edgepp.wire.address import Address
-from edgepp.wire.messages.nodes import Loaded, NotLoaded, Restart
-
-Stages: TypeAlias = Sequence[tuple[Member, int, LayerRange, Loaded | None]]
-"""Member, slot, layer range and finished load (None while loading) of each stage of a plan, in order."""
+from edgepp.wire.messages.nodes import NotLoaded, Restart
 
 
 class StageLosses:
@@ -31,13 +27,10 @@ class StageLosses:
         self._names: dict[tuple[str, int], str] = {}
         """The names of the stages of the last complete plan, by node and slot."""
 
-    def note_order(self, stages: Stages) -> None:
-        """Note that a pipeline over the ``stages`` of the plan in force is ordered."""
+    def note_order(self, places: Sequence[Place]) -> None:
+        """Note that a pipeline over the ``places`` of the plan in force is ordered."""
         self._ordered = self._planner.plan_version
-        self._names = {
-            (member.node, slot): _stage_name(index, member, layers, loaded)
-            for index, (member, slot, layers, loaded) in enumerate(stages)
-        }
+        self._names = {(place.member.node, place.slot): self._name(place) for place in places}
 
     def ended(self, member: Member, report: NotLoaded) -> None:
         """Let answers pause, naming the stage, since a slot's stage ended or could not load.
@@ -70,12 +63,12 @@ class StageLosses:
             return ""
         return stages[loss.gone][0].node
 
-    def leave(self, stages: Stages) -> None:
-        """Let answers pause that run over ``stages`` of the former plan, or end where no plan follows.
+    def leave(self, places: Sequence[Place]) -> None:
+        """Let answers pause that run over ``places`` of the former plan, or end where no plan follows.
 
-        They run on where all of these stages are still there, until those of the new plan are loaded.
+        They run on where all of these are still there, until those of the new plan are loaded.
         """
-        gone, reason = self._gone(stages), self._planner.reason
+        gone, reason = self._gone(places), self._planner.reason
         if self._planner.plan is None:
             error: EdgeppError = NotReady(f"the cluster cannot continue: {reason}", "see `edgepp status`")
             if gone:
@@ -103,21 +96,28 @@ class StageLosses:
 
     def _find(self, member: Member, slot: int) -> tuple[int | None, str]:
         """The place of a slot's stage in the plan, None for none, and its name as ``StageInfo`` prints it."""
-        for index, (other, other_slot, layers, loaded) in enumerate(self._planner.stages(self._members)):
-            if (other.node, other_slot) == (member.node, slot):
-                return index, _stage_name(index, member, layers, loaded)
+        for place in self._planner.places(self._members):
+            if (place.member.node, place.slot) == (member.node, slot):
+                return place.stage, self._name(place)
         return None, f"slot {slot} of node {member.facts.name}"
 
-    def _gone(self, stages: Stages) -> str:
-        """Which of the ``stages`` of the former plan is gone, and why; empty where all are there."""
-        for index, (member, slot, layers, _) in enumerate(stages):
-            if member.phase is MemberPhase.GONE or slot >= member.facts.stage_slots:
-                name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
+    def _name(self, place: Place) -> str:
+        """The name of a stage as ``StageInfo`` prints it; of a stage of several ranks, with the rank."""
+        if place.rank == 0 and not self._planner.group(place.stage):
+            return _stage_name(place)
+        return f"rank {place.rank} of {_stage_name(place._replace(loaded=None))}"
+
+    def _gone(self, places: Sequence[Place]) -> str:
+        """Which of the ``places`` of the former plan is gone, and why; empty where all are there."""
+        for place in places:
+            member = place.member
+            if member.phase is MemberPhase.GONE or place.slot >= member.facts.stage_slots:
+                name = self._names.get((member.node, place.slot), _stage_name(place._replace(loaded=None)))
                 how = member.gone_reason if member.phase is MemberPhase.GONE else "offers it no longer"
                 return f"{name} is gone: {member.facts.name} {how}"
         return ""
 
 
-def _stage_name(index: int, member: Member, layers: LayerRange, loaded: Loaded | None) -> str:
-    where = f" at {Address(member.host, loaded.port)}" if loaded else ""
-    return f"stage {index} (layers {layers}) on node {member.facts.name}{where}"
+def _stage_name(place: Place) -> str:
+    where = f" at {Address(place.member.host, place.loaded.port)}" if place.loaded else ""
+    return f"stage {place.stage} (layers {place.layers}) on node {place.member.facts.name}{where}"

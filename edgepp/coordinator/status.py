@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgepp.cluster.membership import Membership
+from edgepp.cluster.membership import Member, Membership
 from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.json_codec import encode_sampling
-from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.coordinator.model_change import ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.rates import Rates
+from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.coordinator.rollout import Progress, Rollout
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.engine.stage_watch import SUSPECT_S
+from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Loaded
 
@@ -45,10 +49,14 @@ class StatusSources:
     pipeline_manager: PipelineManager
     answers: LiveAnswers
     changer: ModelChanger
+    rates: Rates
+    events: RecentEvents
     address: Address
     """Where the coordinator listens."""
     began_s: float
     """When the coordinator began, by ``time.monotonic``."""
+    sleep: SleepInhibitor | None = None
+    """What keeps this machine awake; None where its own node does."""
     http: HttpAddress | None = None
     """None without an HTTP server."""
 
@@ -93,10 +101,17 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
             "done": sources.answers.num_finished,
             "last_decode_tokens_per_s": round(timing.decode_tokens_per_s, 3) if timing else None,
             "last_ttft_s": round(timing.ttft_s, 4) if timing else None,
+            "running": sources.answers.running(),
         },
+        "rates": sources.rates.to_json(),
+        "trip": sources.rates.trip,
+        "events": sources.events.to_json(),
         "engine": _engine(sources),
-        "nodes": _nodes(sources),
+        "guesses": _guesses(sources),
+        "sleep_lock": sources.sleep.state if sources.sleep is not None else None,
+        "nodes": _nodes(sources, stages),
         "stages": stages,
+        "sums": sources.rollout.sums.report(),
     }
 
 
@@ -135,8 +150,27 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
     }
 
 
-def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
-    assignments = node_assignments(sources.planner, sources.members)
+def _guesses(sources: StatusSources) -> dict[str, Any]:
+    """What guesses tokens ahead: ``lookup`` and the small model of a process, ``model`` on ``node``, or nothing.
+
+    ``problem`` says why a process that is to guess does not; ``progress`` is the loaded part of its model.
+    """
+    manager, placement = sources.pipeline_manager, sources.rollout.drafts
+    pipeline = manager.latest
+    drafts = pipeline.drafts if pipeline is not None else None
+    drafter = drafts.drafter if drafts is not None else None
+    return {
+        "speculate": manager.options.speculate,
+        "model": drafter.model if drafter is not None else None,
+        "node": drafter.node if drafter is not None else None,
+        "progress": round(placement.progress(), 3),
+        "problem": (drafts.problem if drafts is not None else "") or placement.failure,
+    }
+
+
+def _nodes(sources: StatusSources, stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    drafts = sources.rollout.drafts
+    assignments = node_assignments(sources.planner, sources.members, drafts.task)
     nodes = []
     for member in sources.members:
         facts = member.facts
@@ -148,6 +182,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                 "roles": [
                     *(["coordinator"] if is_coordinator else []),
                     *(["stage"] if assignments[member.node]["layers"] else []),
+                    *(["draft"] if drafts.drafts_on(member.node) else []),
                 ],
                 "state": member.phase.value,
                 "draining": member.draining,
@@ -160,14 +195,23 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                 "pinned": [facts.start, facts.stop] if facts.stop else None,
                 "stream_bytes_per_s": facts.stream_bytes_per_s,
                 "flops_per_s": facts.flops_per_s,
+                "half_s": facts.half_ns / 1e9,
                 "rtt_s": member.rtt_us / 1e6,
                 "clock_offset_s": round(member.clock_offset_us / 1e6, 3),
+                "sleep_lock": member.sleep_lock,
                 "version": facts.version,
                 "stage_slots": facts.stage_slots,
+                "busy": _busy(member.node, stages),
                 **assignments[member.node],
             }
         )
     return nodes
+
+
+def _busy(node: str, stages: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean share of their time in which the stages of ``node`` have computed lately; None where none is known."""
+    shares = [stage["busy"] for stage in stages if stage["node_id"] == node and stage.get("busy") is not None]
+    return round(sum(shares) / len(shares), 3) if shares else None
 
 
 def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
@@ -193,15 +237,24 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             "resident_bytes": loaded.resident_bytes if loaded else None,
             "prefill_tokens_per_s": round(1e6 / loaded.prefill_us, 1) if loaded and loaded.prefill_us else None,
             "decode_s": loaded.decode_us / 1e6 if loaded else None,
+            "ranks": _ranks(sources, index, member, loaded),
         }
         if index < len(infos):
-            stage |= {"hop_s": infos[index].hop_s, "link_bytes_per_s": infos[index].bytes_per_s or None}
+            info = infos[index]
+            stage |= {"hop_s": info.hop_s, "back_s": info.back_s, "link_bytes_per_s": info.bytes_per_s or None}
+            stage["has_head"] = info.has_head
+            stage |= {
+                "busy": sources.rates.busy(index),
+                "traffic_bytes_per_s": sources.rates.received_bytes_per_s(index),
+            }
         if index < len(stage_stats):
             stats = stage_stats[index]
             stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes}
-            stage |= {"frames": stats.frames, "dropped": stats.dropped, "queue_s": round(stats.queue_s, 6)}
+            stage |= {"frames": stats.frames, "dropped": stats.dropped, "void": stats.void}
             stage |= {"received_bytes": stats.received_bytes, "sent_bytes": stats.sent_bytes}
             stage |= {"reconnects": stats.reconnects, "silent_s": round(stats.silent_s, 1)}
+            stage |= {"queue_s": round(stats.queue_s, 6)}
+            stage |= {"clock_offset_s": stats.clock_offset_s, "clock_error_s": stats.clock_error_s}
             stage["state"] = "suspect" if loaded and stats.silent_s > SUSPECT_S else stage["state"]
         if timing is not None and timing.tokens > 1 and index < len(timing.stages):
             steps = timing.tokens - 1
@@ -211,6 +264,28 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             }
         reports.append(stage)
     return reports
+
+
+def _ranks(sources: StatusSources, stage: int, member: Member, loaded: Loaded | None) -> list[dict[str, Any]]:
+    """The processes that share the layers of a stage, on one machine or several, by rank; empty for one process."""
+    places = [place for place in sources.planner.places(sources.members) if place.stage == stage]
+    if len(places) > 1:
+        weights = sources.planner.weights(stage)
+        return [_rank(one.member, weights[one.rank], one.loaded.pid if one.loaded else None) for one in places]
+    if loaded is None:
+        return []
+    shares = zip(loaded.rank_weights, loaded.rank_pids, strict=True)
+    return [_rank(member, weight, pid) for weight, pid in shares]
+
+
+def _rank(member: Member, weight: int, pid: int | None) -> dict[str, Any]:
+    return {
+        "node": member.facts.name,
+        "node_id": member.node,
+        "weight": weight,
+        "pid": pid,
+        "state": "loading" if pid is None else "ready",
+    }
 
 
 def _progress(progress: Progress | None, loaded: Loaded | None) -> float:

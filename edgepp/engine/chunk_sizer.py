@@ -65,11 +65,18 @@ class ChunkSizer:
         tokens = int(spare_s / self._token_s) if self._token_s else 0
         return min(self._chunk, max(_MIN_TOKENS, tokens))
 
-    def decoded(self, compute_s: Sequence[float]) -> None:
+    def returned(self, positions: int, compute_s: Sequence[float], *, decodes: bool) -> None:
+        """Learn from a step that took each stage its part of ``compute_s``: a chunk, or a step that ``decodes``."""
+        if not decodes:
+            self._prefilled(positions, compute_s)
+        elif positions == 1:  # guesses make a step longer
+            self._decoded(compute_s)
+
+    def _decoded(self, compute_s: Sequence[float]) -> None:
         """Learn from a decode step that took each stage its part of ``compute_s``."""
         self._decode_s += _SMOOTHING * (max(compute_s) - self._decode_s)
 
-    def prefilled(self, tokens: int, compute_s: Sequence[float]) -> None:
+    def _prefilled(self, tokens: int, compute_s: Sequence[float]) -> None:
         """Learn from a chunk of ``tokens``, whose time per token grows with the positions before it."""
         token_s = max(0.0, max(compute_s) - self._weights_s) / tokens
         self._token_s += _SMOOTHING * (token_s - self._token_s)

@@ -6,7 +6,8 @@ engine thread (``engine.loop``) with a real ring, the simulator with a modelled 
     core.add(request)                      a new request: it waits
     for request in core.admit(): ...       requests that begin; others may be preempted for them or for the budget
     for sequence in core.freed(): ...      sequences to free on the stages
-    step = core.next_step()                the step to send into the ring
+    step = core.next_step()                the step to send into the ring; where there is none:
+    for request in core.guessable(): ...   requests that may send a guess; ``core.guessed`` notes that one was sent
     due = core.returned(...)               a step came round: sample a token for each of these requests
     core.sampled(request)                  the request's ``ids`` have grown
     core.finish(request)                   the request ended: by its last token, an error, or ``core.cancel``
@@ -20,36 +21,18 @@ and keeps prefixes, ``Scheduler`` orders steps, ``ChunkSizer`` cuts prompts into
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Generic
 
 from edgepp.engine.chunk_sizer import ChunkSizer, StageTraits
+from edgepp.engine.engine_load import EngineLoad
 from edgepp.engine.ledger import Ledger
 from edgepp.engine.request import AnyRequest, Request
 from edgepp.engine.request_status import RequestEvent, RequestStatus, next_status
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler, Step
 from edgepp.engine.suspended_sequences import SuspendedSequence
-from edgepp.engine.timing import Reuse
 
 _CATCH_UP = 16
 """Known tokens that a resumed request may decode one by one, as before, to get the same bits, and not prefill."""
-
-
-@dataclass(frozen=True)
-class EngineLoad:
-    """How busy an engine is."""
-
-    live: int
-    """Admitted requests."""
-    waiting: int
-    """Requests that wait to be admitted."""
-    held: int
-    """KV positions of the admitted requests."""
-    kept: int
-    """KV positions kept for the prefixes of future prompts."""
-    reuse: Reuse
-    preempted: int
-    """How often a request lost its KV positions to others."""
 
 
 def _move(request: Request, event: RequestEvent) -> None:
@@ -59,13 +42,15 @@ def _move(request: Request, event: RequestEvent) -> None:
 class EngineCore(Generic[AnyRequest]):
     """All requests of one pipeline."""
 
-    def __init__(self, stages: Sequence[StageTraits], budget: int | None) -> None:
+    def __init__(self, stages: Sequence[StageTraits], budget: int | None, spare_steps: int = 0) -> None:
         """Begin with empty ``stages``; all sequences together may take ``budget`` positions.
 
         Without a budget, as many positions as one sequence may take are kept for the prefixes of future prompts.
+        ``spare_steps`` decode steps may travel beyond one per stage.
         """
         self._sizer = ChunkSizer(stages)
-        self._scheduler = Scheduler(len(stages), self._sizer)
+        self._scheduler = Scheduler(len(stages), self._sizer, spare_steps)
+        self._spare_steps = spare_steps
         spare = min(stage.context for stage in stages)
         self._ledger: Ledger[AnyRequest] = Ledger(budget, spare, shares=all(stage.rewinds for stage in stages))
         self._bounded = budget is not None
@@ -86,6 +71,11 @@ class EngineCore(Generic[AnyRequest]):
         return tuple(self._ledger.waiting)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no step is in the ring, and none can be sent, until a token is drawn or a request admitted."""
+        return self._scheduler.is_idle
+
+    @property
     def in_flight(self) -> bool:
         """Whether a step of any sequence is in the ring."""
         return self._ledger.in_flight
@@ -93,10 +83,8 @@ class EngineCore(Generic[AnyRequest]):
     @property
     def load(self) -> EngineLoad:
         """How busy the engine is now. Safe from any thread."""
-        ledger = self._ledger
-        return EngineLoad(
-            len(ledger.live), len(ledger.waiting), ledger.held, ledger.kept, ledger.reuse, self._preempted
-        )
+        one = self._ledger
+        return EngineLoad(len(one.live), len(one.waiting), one.held, one.kept, one.reuse, self._preempted)
 
     def add(self, request: AnyRequest) -> None:
         """Queue a request.
@@ -151,7 +139,29 @@ class EngineCore(Generic[AnyRequest]):
     def speculate(self, request: AnyRequest, guesses: tuple[int, ...]) -> None:
         """Note that the step just returned carries ``guesses`` behind the request's newest token."""
         request.guesses = guesses
+        request.timing.guessed += len(guesses)
         self._grow(len(guesses))
+
+    def guessable(self) -> list[AnyRequest]:
+        """Requests of which one more guess may be sent now, as a step of its own behind the others, in order.
+
+        Ask where ``next_step`` gives None. A request whose newest step carries guesses itself is not among them.
+        """
+        found = []
+        for sequence in self._scheduler.guessable():
+            request = self._ledger.live[sequence]
+            own_steps = self._scheduler.guesses_in_ring(sequence) == len(request.guesses)
+            if own_steps and request.sent == len(request.ids) and request.room_to_guess > 0:
+                found.append(request)
+        return found
+
+    def guessed(self, request: AnyRequest, token: int) -> None:
+        """Note that ``token`` was sent as a guess, one position behind all of the request that is in the ring."""
+        _move(request, RequestEvent.GUESS_SENT)
+        self._scheduler.guessed(request)
+        request.guesses = (*request.guesses, token)
+        request.timing.guessed += 1
+        self._grow(1)
 
     def returned(
         self, sequences: Sequence[int], positions: int, compute_s: Sequence[float]
@@ -159,22 +169,24 @@ class EngineCore(Generic[AnyRequest]):
         """Note that a step came round; the requests to sample for, each with its rows of the step's hidden states.
 
         The step computed ``positions`` positions of each of ``sequences``; ``compute_s`` holds the seconds of each
-        stage.
+        stage. A step of a request that has none in the ring was void: a guess before it was wrong.
         """
-        self._learn(sequences[0], positions, compute_s)
+        if (first := self._ledger.live.get(sequences[0])) is not None:
+            self._sizer.returned(positions, compute_s, decodes=first.status.decodes)
         self._changed_if_any_wait()
         due, row = [], 0
         for sequence in sequences:
             request = self._ledger.live.get(sequence)
-            if request is None:
+            if request is None or not request.steps_in_ring:
                 self._ledger.returned(sequence)
                 row += 1
                 continue
             request.source = 0
-            stop = row + 1 + len(request.guesses)
-            due_now = self._scheduler.returned(request)
-            request.settled = request.settled + positions if request.steps_in_ring else request.sent
-            if due_now:
+            stop = row + (positions if request.status.decodes else 1)
+            self._scheduler.returned(request)
+            request.settled += positions
+            if request.settled >= len(request.ids):
+                self._scheduler.draws(request)
                 due.append((request, slice(row, stop)))
             elif request.status is RequestStatus.DECODE_IN_FLIGHT:
                 _move(request, RequestEvent.CAUGHT_UP)
@@ -183,10 +195,25 @@ class EngineCore(Generic[AnyRequest]):
         return due
 
     def sampled(self, request: AnyRequest) -> None:
-        """Note that a due request's ``ids`` have grown by its next token and by each guess that was right."""
+        """Note that a due request's ``ids`` have grown by its next token and by each guess that was right.
+
+        Where the newest token was guessed in a step of its own, that step is valid; other steps with guesses are void.
+        The request may have been preempted since it was due.
+        """
+        request.drawing = False
+        if request.status is RequestStatus.PREEMPTED:
+            self._changed = True
+            return
+        guessed, request.guesses = request.guesses, ()
+        if request.steps_in_ring and guessed[:1] == (request.ids[-1],):
+            _move(request, RequestEvent.CONFIRMED)
+            request.guesses = guessed[1:]
+            request.sent, request.settled = len(request.ids), len(request.ids) - 1
+            self._scheduler.confirmed(request)
+            return
         _move(request, RequestEvent.SAMPLED)
-        self._grow(len(request.ids) - request.sent - len(request.guesses))
-        request.guesses = ()
+        self._grow(len(request.ids) - request.sent - len(guessed))
+        self._scheduler.void(request)
         self._scheduler.sampled(request)
 
     def preempt(self, request: AnyRequest) -> None:
@@ -206,7 +233,7 @@ class EngineCore(Generic[AnyRequest]):
         Sequences that are not in ``lengths`` are lost. Numbers of sequences are not used again.
         """
         self._sizer = ChunkSizer(stages)
-        self._scheduler = Scheduler(len(stages), self._sizer)
+        self._scheduler = Scheduler(len(stages), self._sizer, self._spare_steps)
         spare = min(stage.context for stage in stages)
         self._ledger.resume(lengths, spare, shares=all(stage.rewinds for stage in stages))
         self._changed = True
@@ -222,6 +249,7 @@ class EngineCore(Generic[AnyRequest]):
         if not request.sequence:
             self._ledger.withdraw(request)
             return
+        self._scheduler.void(request)
         self._scheduler.remove(request)
         if keep:
             self._ledger.finish(request)
@@ -262,16 +290,6 @@ class EngineCore(Generic[AnyRequest]):
         self._changed = True
         self._scheduler.remove(request)
         self._ledger.preempt(request, end_turn=end_turn)
-
-    def _learn(self, sequence: int, positions: int, compute_s: Sequence[float]) -> None:
-        """Let the lengths of chunks follow the times of steps."""
-        request = self._ledger.live.get(sequence)
-        if request is None:
-            return
-        if not request.status.decodes:
-            self._sizer.prefilled(positions, compute_s)
-        elif positions == 1:  # guesses make a step longer
-            self._sizer.decoded(compute_s)
 
     def _changed_if_any_wait(self) -> None:
         """Note a change of shares or prefixes, which matters only while requests wait."""

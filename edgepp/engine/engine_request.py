@@ -5,20 +5,32 @@ from __future__ import annotations
 import itertools
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from edgepp.backend.base import RowLogits
 from edgepp.engine.request import FinishReason, GenerateOptions, Request
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
-from edgepp.engine.speculation import MAX_GUESSES, Draft, SpeculationControl, SpeculationCosts
-from edgepp.engine.timing import Recovery, RecoveryKind, StageTimes
+from edgepp.engine.speculation import MAX_GUESSES, Draft, GuessPlan, SpeculationControl
+from edgepp.engine.timing import Recovery, Regained, StageTimes
 from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError
-from edgepp.model.weights.checkpoint import Array
+from edgepp.tracing.request_trace import RequestTrace
 
 AnswerEvent: TypeAlias = "int | FinishReason | EdgeppError"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for one request from one step."""
+
+    tokens: tuple[Sampled, ...]
+    right: int
+    """Guesses that were right, and behind which the answer goes on."""
+    reason: FinishReason | None
+    """Why the answer ends with the tokens; None if it goes on."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -31,28 +43,45 @@ class EngineRequest(Request):
     sampler: Sampler
     stages: tuple[StageInfo, ...] = ()
     """The stages that compute it; at its end, those that gave its last token."""
-    recovery: tuple[RecoveryKind, float] | None = None
-    """How its keys and values are rebuilt, and since when it pauses, by ``time.perf_counter``, until its next token."""
+    recovery: tuple[Regained, float] | None = None
+    """What came of its keys and values, and since when it pauses, by ``time.perf_counter``, until its next token."""
     draft: Draft | None = None
     speculation: SpeculationControl = field(default_factory=SpeculationControl)
-    sent_s: float = 0.0
-    """When the step in the ring was sent, by ``time.perf_counter``; 0 for a step with other requests."""
     sampled: list[Sampled] = field(default_factory=list)
     """One per token, if log-probabilities were requested."""
+    request_id: str = ""
+    """The name of the request in logs."""
+    trace: RequestTrace | None = None
+    """Where its steps are recorded; None for a request that is not traced. Choices of one prompt share it."""
+    queued_s: float = 0.0
+    """Since when it waits to be admitted, by ``time.perf_counter``; 0 where it does not."""
     events: queue.SimpleQueue[AnswerEvent] = field(default_factory=queue.SimpleQueue)
 
-    def guess(self, costs: SpeculationCosts, vocabulary: int) -> tuple[int, ...]:
-        """Guesses of the next tokens, as many as pay by ``costs``; all are ids below ``vocabulary``."""
-        room = max(0, min(MAX_GUESSES, self.max_tokens - self.tokens - 1))
-        guesses: Sequence[int] = self.sampler.forced()
-        if not guesses and self.draft is not None:
-            guesses = self._drafted(self.draft, min(room, self.speculation.num_guesses(costs)))
+    def guesses_together(self, plan: GuessPlan, vocabulary: int) -> tuple[int, ...]:
+        """Guesses for the newest token's step, as many as pay by ``plan``; all are ids below ``vocabulary``."""
+        room = max(0, min(MAX_GUESSES, self.room_to_guess))
+        guesses: Sequence[int] = self.sampler.forced() or self._drafted(min(room, plan.together))
         return tuple(itertools.takewhile(lambda token: 0 <= token < vocabulary, guesses[:room]))
 
-    def _drafted(self, draft: Draft, max_guesses: int) -> Sequence[int]:
-        """At most ``max_guesses`` guesses. A draft that fails is dropped: no answer needs it."""
+    def guess_behind(self, plan: GuessPlan, vocabulary: int) -> int | None:
+        """The guess behind all that is in the ring, an id below ``vocabulary``; None where there is none or too many.
+
+        A token that the constraint forces is right, so it travels whatever the ``plan``.
+        """
+        under_way = len(self.guesses)
+        forced = self.sampler.forced()
+        if len(forced) > under_way and tuple(forced[:under_way]) == self.guesses:
+            return forced[under_way]
+        found = self._drafted(1 if under_way < plan.behind else 0)
+        return found[0] if found and 0 <= found[0] < vocabulary else None
+
+    def _drafted(self, max_guesses: int) -> Sequence[int]:
+        """At most ``max_guesses`` guesses behind those under way. A draft that fails is dropped: no answer needs it."""
+        if self.draft is None or max_guesses <= 0:
+            return ()
         try:
-            return draft.propose(self.ids, max_guesses) if max_guesses > 0 else ()
+            text = [*self.ids, *self.guesses] if self.guesses else self.ids  # a long text is not copied for each token
+            return self.draft.propose(text, max_guesses)
         except BaseException as error:  # noqa: BLE001 - the boundary of one request's guesses
             failure(error, f"guessing for request {self.id}")
             self.stop_guessing()
@@ -67,34 +96,45 @@ class EngineRequest(Request):
             except BaseException as error:  # noqa: BLE001 - the answer goes on without its draft
                 failure(error, f"releasing the draft of request {self.id}")
 
-    def take(self, logits: Array) -> tuple[list[int], FinishReason | None]:
-        """Draw tokens from ``logits`` (1 + G, V): behind the newest token, and behind each of the G guesses.
+    def draw(self, logits: Iterable[RowLogits]) -> Drawn:
+        """Draw tokens from ``logits``, 1 + G rows: behind the newest token, and behind each of G guesses in its step.
 
         Drawing ends at the first guess that differs from the drawn token, so every token is drawn from the logits
-        behind the answer itself. Returns the tokens, and the finish reason if the answer ends with them.
+        behind the answer itself. Any thread may call this, until ``take`` adds what was drawn to the answer.
 
         Raises:
             EdgeppError: the logits are not numbers, or the constraint became too complex or allows no token.
         """
-        drawn: list[int] = []
-        self.timing.guessed += len(self.guesses)
-        for row, guessed in zip(logits, (*self.guesses, None), strict=True):
-            sampled = self.sampler(row, self.ids[-REPETITION_CONTEXT:])
+        drawn: list[Sampled] = []
+        context = self.ids[-REPETITION_CONTEXT:]
+        right = 0
+
+        def done(reason: FinishReason | None) -> Drawn:
+            return Drawn(tuple(drawn), right, reason)
+
+        for row, guessed in zip(logits, (*self.guesses, None), strict=False):  # further guesses have their own steps
+            sampled = self.sampler(row, context)
             if sampled.token in self.eos:
-                return drawn, "stop"
-            self._note_token(time.perf_counter())
-            self.ids.append(sampled.token)
-            drawn.append(sampled.token)
-            if self.options.sampling.logprobs is not None:
-                self.sampled.append(sampled)
+                return done("stop")
+            drawn.append(sampled)
+            context.append(sampled.token)
             if self.sampler.done:
-                return drawn, "stop"
-            if self.tokens == self.max_tokens:
-                return drawn, "length"
+                return done("stop")
+            if self.tokens + len(drawn) == self.max_tokens:
+                return done("length")
             if sampled.token != guessed:
                 break
-            self.timing.right += 1
-        return drawn, None
+            right += 1
+        return done(None)
+
+    def take(self, drawn: Drawn) -> None:
+        """Add what was drawn to the answer."""
+        for sampled in drawn.tokens:
+            self._note_token(time.perf_counter())
+            self.ids.append(sampled.token)
+            if self.options.sampling.logprobs is not None:
+                self.sampled.append(sampled)
+        self.timing.right += drawn.right
 
     def take_stages(self, stages: tuple[StageInfo, ...]) -> None:
         """Go on over other stages; the times on those before are dropped where their number differs."""
@@ -105,16 +145,8 @@ class EngineRequest(Request):
     def _note_token(self, now_s: float) -> None:
         self.timing.token(now_s)
         if self.recovery is not None:
-            (how, began_s), self.recovery = self.recovery, None
-            self.timing.recoveries.append(Recovery(how, now_s - began_s))
-
-    def learn(self, costs: SpeculationCosts, tokens: int, now_s: float) -> None:
-        """Let speculation learn from the sampled step, which brought ``tokens`` tokens, and ``costs`` from its time."""
-        if self.status.decodes:
-            self.speculation.observe(len(self.guesses), tokens)
-            if self.sent_s:
-                costs.observe(len(self.guesses), now_s - self.sent_s)
-        self.sent_s = 0.0
+            (regained, began_s), self.recovery = self.recovery, None
+            self.timing.recoveries.append(Recovery(regained.how, now_s - began_s, regained.prefilled))
 
 
 def request_failure(error: BaseException, request: int, doing: str) -> EdgeppError:

@@ -18,11 +18,13 @@ from edgepp.engine.core import EngineCore
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request_factory import RequestLimits
-from edgepp.engine.ring import Failed, Rebuilt, Ring, RingEvent
+from edgepp.engine.ring import Failed, Ring, RingEvent, SequenceRebuilt
 from edgepp.engine.speculation import Draft
 from edgepp.engine.step_runner import StepRunner
+from edgepp.engine.step_tracing import admitted, follow_draft
 from edgepp.engine.suspension import SuspendOrder, Suspension, poisoned
 from edgepp.engine.takeover import ResumeOrder, Takeover
+from edgepp.engine.token_drawing import DrawingThread
 from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.wire.mailbox import Mailbox
@@ -37,8 +39,17 @@ class EngineParts:
 
     ring: Ring
     ends: EmbeddingAndHead
-    draft: Callable[[], Draft] | None = None
-    """Makes the draft of one request; None for no guesses."""
+    draft: Callable[[str], Draft] | None = None
+    """Makes the draft of one request of an owner; None for no guesses."""
+    draft_ready: Mailbox[None] | None = None
+    """Has something when a draft has new guesses; None for drafts that have theirs at once."""
+    together: bool = False
+    """Whether one step may carry several guesses, which kernels may round differently from single rows."""
+    spare_steps: int = 0
+    """Decode steps that may travel beyond one per stage."""
+    draws_beside: bool = False
+    """Whether the head has a processor of its own: tokens are then drawn beside the engine thread while other steps go
+    on. Any thread may call such ``ends``."""
 
 
 Open = Callable[[], EngineParts]
@@ -70,7 +81,7 @@ class EngineThread:
         """Allow all sequences together ``budget`` positions; wait for another ring after a loss if it ``recovers``."""
         self._budget = budget
         self._recovers = recovers
-        self._new_draft: Callable[[], Draft] | None = None
+        self._new_draft: Callable[[str], Draft] | None = None
         self._takeover: Takeover | None = None
         self._inspected = False
         """Whether the stages of a ring that is left were asked what they hold."""
@@ -101,6 +112,7 @@ class EngineThread:
         opened.set_result(None)
         try:
             while self._take_orders():
+                self._take_drawn()
                 sent = self.suspension.steps_may_go and self._send_step()
                 self._runner.publish()
                 for event in self.ring.poll(0.0 if sent else _IDLE_S):
@@ -113,23 +125,27 @@ class EngineThread:
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
             self._fail_all(failure(error, "the engine"))
         finally:
-            self._fail_all(self.lost or self.closing)
+            self._fail_all(self.end_reason)
             self._runner.publish()
             self.suspension.refuse(self.closing)
             self._end_takeover(self.closing)
             for order in self._orders:
-                refuse(order, self.closing)
+                refuse(order, self.end_reason)
             self.has_ended = True
             self.refuse_orders()
             self.ring.close()
+            if self._drawing is not None:
+                self._drawing.close()
             # Errors refer to the engine in cycles, which are collected late: free what is large now.
-            del self._runner, self._ends, self._draft
+            del self._runner, self._ends, self._draft, self._drawing
             self._new_draft = None
 
     def _set_up(self, parts: EngineParts) -> None:
         self._ends, self._draft, self._vocabulary = parts.ends, parts.draft, parts.ends.vocabulary
-        self.core: EngineCore[EngineRequest] = EngineCore(parts.ring.stages, self._budget)
+        self._draft_ready, self._together = parts.draft_ready, parts.together
+        self.core: EngineCore[EngineRequest] = EngineCore(parts.ring.stages, self._budget, parts.spare_steps)
         self.suspension = Suspension(self.core)
+        self._drawing = DrawingThread(parts.ends) if parts.draws_beside else None
         self._take_ring(parts.ring)
 
     def _take_ring(self, ring: Ring) -> None:
@@ -139,11 +155,24 @@ class EngineThread:
         self.ring_identity = ring.orders.identity if isinstance(ring, NetworkRing) else None
         """By what the ring that replaces this one knows its stages; None for a ring in this process."""
         ring.wake_on(self.inbox)
+        if self._draft_ready is not None:
+            ring.wake_on(self._draft_ready)
         self._new_draft = self._draft if all(stage.rewinds for stage in ring.stages) else None
-        self._runner = StepRunner(self.core, ring, self._ends)
+        if self._drawing is not None:
+            ring.wake_on(self._drawing.draws)
+        self._runner = StepRunner(self.core, ring, self._ends, self._drawing, together=self._together)
+        self.totals = self._runner.totals
+        """Where the time of steps went on this ring."""
+
+    def _take_drawn(self) -> None:
+        for draws, took_s in self._drawing.take() if self._drawing is not None else ():
+            self.totals.add_head(took_s)
+            self._runner.take_drawn(draws)
 
     def _send_step(self) -> bool:
         self._admit()
+        if self._draft_ready is not None:
+            self._draft_ready.drain()
         return self._runner.send_next()
 
     def _take_orders(self) -> bool:
@@ -176,8 +205,10 @@ class EngineThread:
 
     def _admit(self) -> None:
         for request in self.core.admit():
+            admitted(request)
             if request.draft is None and self._new_draft is not None:
-                request.draft = self._new_draft()
+                request.draft = self._new_draft(request.owner)
+                follow_draft(request)
         for sequence in self.core.freed():
             self.ring.free(sequence)
 
@@ -186,7 +217,7 @@ class EngineThread:
             self._lose_ring(event.error)
         elif self._takeover is not None:
             self._takeover.rebuilding.take(event)
-        elif self.suspension.reason is None and not isinstance(event, Rebuilt):  # else it is of stages that were left
+        elif self.suspension.reason is None and not isinstance(event, SequenceRebuilt):  # else of stages that were left
             self._runner.take(event)
 
     def _lose_ring(self, error: EdgeppError) -> None:
@@ -226,7 +257,7 @@ class EngineThread:
         if self._takeover is not None and self._takeover.look():
             rebuilding = self._takeover.rebuilding
             self.core.resume(self.stages, rebuilding.lengths)
-            self.suspension.end(self.stages, rebuilding.how)
+            self.suspension.end(self.stages, rebuilding.regained)
             self._end_takeover()
 
     def _end_takeover(self, error: EdgeppError | None = None) -> None:
@@ -243,10 +274,15 @@ class EngineThread:
         self.lost = error
         self._end_all(error)
 
+    @property
+    def end_reason(self) -> EdgeppError:
+        """Why what comes now is not done: a stage was lost, or the engine is closed."""
+        return self.lost or self.closing
+
     def refuse_orders(self) -> None:
         """Refuse the orders in the inbox. Any thread may call this once the engine has ended."""
         for order in self.inbox.drain():
-            refuse(order, self.closing)
+            refuse(order, self.end_reason)
 
 
 def refuse(order: Order | None, error: EdgeppError) -> None:
@@ -255,3 +291,5 @@ def refuse(order: Order | None, error: EdgeppError) -> None:
         order.done.set_exception(error)
     elif isinstance(order, ResumeOrder):
         order.refuse(error)
+    elif isinstance(order, EngineRequest):
+        order.events.put(error)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Generic
 
 from edgepp.engine.owner_shares import OwnerShares
-from edgepp.engine.prefix_cache import Kept, PrefixCache
+from edgepp.engine.prefix_cache import KeptSequence, PrefixCache
 from edgepp.engine.prefix_choice import SharedPrefix, choose_prefix
 from edgepp.engine.request import AnyRequest, Request
 from edgepp.engine.suspended_sequences import RetainedSequences, SuspendedSequence
@@ -93,9 +93,9 @@ class Ledger(Generic[AnyRequest]):
         """
         passed: set[int] = set()
         while (request := self._owners.next_waiting(passed)) is not None and self._fits(request):
-            prefix = self._prefix_of(request)
+            prefix = None if request.drawing else self._prefix_of(request)
             if prefix is None:
-                passed.add(request.id)  # the prefix that it will share is being computed now
+                passed.add(request.id)  # its next token, or the prefix that it will share, is being computed now
                 continue
             self.waiting.remove(request)
             self._start(request, prefix)
@@ -213,7 +213,7 @@ class Ledger(Generic[AnyRequest]):
             return SharedPrefix()
         return choose_prefix(request, self._prefixes, self._draining.values(), self.live.values(), self._copy_fits)
 
-    def _copy_fits(self, kept: Kept, needed: int) -> bool:
+    def _copy_fits(self, kept: KeptSequence, needed: int) -> bool:
         """Whether there is room for ``needed`` positions beside a kept sequence, without what is worth less than it."""
         if self._budget is None:
             return True

@@ -8,21 +8,24 @@ change, its requests pause, and ``resume`` gives it another ring, over which the
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
-from edgepp.engine.core import EngineLoad
+from edgepp.engine.engine_load import EngineLoad
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.engine_thread import CancelOrder, EndOrder, EngineThread, Open, refuse
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.request_factory import Compile, RequestFactory
 from edgepp.engine.ring import Ring, StageInfo, StageStats
 from edgepp.engine.stage_handshake import RingIdentity
+from edgepp.engine.step_totals import StepSums
 from edgepp.engine.suspension import SuspendOrder
 from edgepp.engine.takeover import ResumeOrder
 from edgepp.engine.timing import RecoveryKind
 from edgepp.errors import EdgeppError
+from edgepp.tracing.request_trace import RequestTrace
 
 
 class EngineLoop:
@@ -98,24 +101,40 @@ class EngineLoop:
         return self._loop.core.load
 
     @property
+    def step_sums(self) -> StepSums:
+        """Where the time of steps went since the engine took its ring."""
+        return self._loop.totals.read()
+
+    @property
     def context(self) -> int:
         """Positions that one request may take at most: prompt and answer."""
         return self._loop.limits.context
 
-    def submit(self, prompt: Sequence[int], options: GenerateOptions, owner: str = "") -> EngineRequest:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        options: GenerateOptions,
+        owner: str = "",
+        request_id: str = "",
+        trace: RequestTrace | None = None,
+    ) -> EngineRequest:
         """Begin a request, whose ``events`` then yield its tokens. Prefixes are shared between requests of one owner.
+
+        ``request_id`` is its name in logs; what is done for it is recorded in ``trace`` if there is one.
 
         Raises:
             UsageError: the prompt is empty or holds ids that the model does not have, prompt and answer do not fit into
                 the context or the budget, or the constraint is invalid.
             Overloaded: many other constraints of the owner wait to be compiled.
-            EdgeppError: the engine was closed.
+            EdgeppError: the engine was closed; ``lost`` where it had lost a stage before.
         """
         request = self.requests.make(prompt, options, owner, self._loop.limits)
+        request.request_id, request.trace = request_id, trace
+        request.queued_s = time.perf_counter()
         try:
-            self._loop.inbox.put(request)
+            self._put(request)
         except OSError:
-            raise self._loop.closing from None
+            raise self._loop.end_reason from None
         return request
 
     def cancel(self, request: EngineRequest) -> None:
@@ -153,11 +172,19 @@ class EngineLoop:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _put(self, order: EngineRequest | SuspendOrder | ResumeOrder) -> None:
+        """Put an order into the inbox; an engine that has ended refuses it.
+
+        Raises:
+            OSError: the engine was closed.
+        """
+        self._loop.inbox.put(order)
+        if self._loop.has_ended:
+            self._loop.refuse_orders()
+
     def _give(self, order: SuspendOrder | ResumeOrder) -> Future[None]:
         try:
-            self._loop.inbox.put(order)
-            if self._loop.has_ended:
-                self._loop.refuse_orders()
+            self._put(order)
         except OSError:
             refuse(order, self._loop.closing)
         return order.done

@@ -15,22 +15,22 @@ from typing import Any
 
 import zmq
 
-from edgepp.engine import ring
 from edgepp.engine.outstanding_steps import OutstandingSteps
 from edgepp.engine.queue_times import QueueTimes
 from edgepp.engine.rebuild_orders import RebuildOrders
-from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageStats, frame_of, returned
+from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, SequenceRebuilt, StageStats
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet_all
 from edgepp.engine.stage_watch import StageWatch
+from edgepp.engine.step_frames import frame_of, returned, returned_rows, traced_ring
 from edgepp.engine.step_times import StepCost, StepTimes
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.model.weights.checkpoint import Array
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.field_types import MAX_TOKENS, LinkCodec
-from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.mailbox import AWAKE_S, Mailbox, Poller, wait_awake
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Detach, Fault, FrameLost, Free, Pong, Refused
@@ -41,14 +41,20 @@ from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Link
 
 _SEND_S = 1.0
-_LOOK_S = 0.02
+_PATIENCE_S = 0.02
 """Seconds between two looks at the stages while the first one takes nothing."""
+_LOOK_S = 0.005
+"""Seconds between two looks at the stages at least, since a look takes longer than sending a step."""
+_READ_S = 0.002
+"""Seconds between two looks at all sockets, at least, while the engine waits awake for a result."""
 _MAX_MESSAGES_PER_TURN = 100
 """Messages taken from one link before other links, and deadlines, have their turn."""
 
 
 class NetworkRing:
     """A ring of stages in other processes. Implements ``Ring``."""
+
+    overlaps = True
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class NetworkRing:
         """
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._epoch = secrets.randbits(62)
-        self._width = expected.hidden_size
+        self._width, self._vocabulary = expected.hidden_size, expected.vocabulary
         self._peers: list[Peer] = []
         self._links: RingLinks | None = None
         self._events: list[RingEvent] = []
@@ -85,14 +91,20 @@ class NetworkRing:
         self.step_times = step_times or StepTimes()
         """What steps took."""
         self._outstanding = OutstandingSteps(self.step_times)
-        self._cleanup = ExitStack()
-        self._failed = False
+        self._cleanup, self._failed = ExitStack(), False
+        self.is_awake = False
+        """Whether ``poll`` waits for results without sleeping."""
+        self._mailboxes: list[Mailbox[Any]] = []
+        self._awake_until_s = 0.0
+        """Monotonic time until which to wait without sleeping where steps are in the ring."""
+        self._looked_s = self._read_s = 0.0
+        """When the stages were last looked at, and when ``_has_come`` last read all sockets."""
         try:
             self._peers += greet_all(self._context, list(dict.fromkeys(endpoints)), node, keys, given_up)
             check_plan(self._peers, expected)
             self._peers.sort(key=lambda peer: peer.layers)
             self._links = links = RingLinks(
-                self._context, self._peers, codecs, self._width, keys, former, keep_copies=keep_copies
+                self._context, self._peers, codecs, expected, keys, former, keep_copies=keep_copies
             )
             links.join(self._epoch)
         except EdgeppError:
@@ -100,11 +112,13 @@ class NetworkRing:
             raise
         self.orders = RebuildOrders(self._epoch, self._peers, links.holdings)
         """How sequences are rebuilt on these stages."""
-        self._first = links.into_first
+        self._first, self._last = links.into_first, links.from_last
         self._codec = CodecChoice(links.codecs[0], links.bytes_per_s[0])
         self._queues = QueueTimes(links.ways_s, links.bytes_per_s)
-        measured = zip(self._peers, links.hops_s, links.bytes_per_s, strict=True)
-        self.stages = tuple(peer.info(i, hop_s, rate) for i, (peer, hop_s, rate) in enumerate(measured))
+        measured = zip(self._peers, links.hops_s, links.backs_s, links.bytes_per_s, strict=True)
+        self.stages = tuple(peer.info(i, *of_link) for i, (peer, *of_link) in enumerate(measured))
+        self._traced = traced_ring(self.stages, [peer.clock for peer in self._peers])
+        self._controls = {peer.control: index for index, peer in enumerate(self._peers)}
         self._poller = Poller[Any](*(peer.control for peer in self._peers), *links.opened)
         for peer in self._peers:
             self._poller.wake_on(peer.control.events)
@@ -114,15 +128,19 @@ class NetworkRing:
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
         """Let ``poll`` return early when ``mailbox`` has something."""
         self._poller.add(mailbox)
+        self._mailboxes.append(mailbox)
 
     def send(self, step: Send | SendBatch) -> None:
         """Send a step to the first stage."""
         number = next(self._numbers)
         codec_name, tensor = self._codec.encode(step.hidden)
+        if step.trace is not None:
+            step.trace.sent_s, step.trace.ring = time.perf_counter(), self._traced
         header = frame_of(step, self._epoch, number, codec_name, len(self._peers) - 1)
         cost = StepCost.of(step, self.stages)
-        reconnects = self._watch.reconnects
-        self._outstanding.sent(number, step, cost, time.perf_counter(), time.monotonic(), reconnects)
+        if self.is_awake:
+            self._awake_until_s = time.monotonic() + AWAKE_S
+        self._outstanding.sent(number, step, cost, time.perf_counter(), time.monotonic(), self._watch.reconnects)
         self._send_first([encode(header._replace(checksum=codec.checksum(tensor))), *tensor])
 
     @property
@@ -130,13 +148,14 @@ class NetworkRing:
         """Rows that ``refill`` may send at a time."""
         return min(MAX_TOKENS, max(MIN_ROWS, self.stages[0].chunk))
 
-    def refill(self, sequence: int, position: int, capacity: int, hidden: Array, until: int) -> None:
+    def refill(self, sequence: int, position: int, capacity: int, hidden: Array, until: int, source: int = 0) -> None:
         """Send the embeddings (T, D) of positions ``[position, position + T)`` through the stages up to ``until``.
 
-        One ``Rebuilt`` of that stage comes back.
+        A sequence that they do not know begins with the first ``position`` positions of ``source``. One ``Rebuilt`` of
+        the stage ``until`` comes back.
         """
         codec_name, tensor = self._codec.encode(hidden)
-        step = Send(sequence, position, capacity, 0, hidden)
+        step = Send(sequence, position, capacity, 0, hidden, source)
         header = frame_of(step, self._epoch, next(self._numbers), codec_name, until)
         header = header._replace(step=REPLAYED, checksum=codec.checksum(tensor))
         self._send_first([encode(header), *tensor])
@@ -144,7 +163,7 @@ class NetworkRing:
     def _send_first(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Send to the first stage, which may take ``_SEND_S`` seconds; False where the stage is lost."""
         until_s = time.monotonic() + _SEND_S
-        while not self._first.send(parts, 0.0 if self._failed else _LOOK_S):
+        while not self._first.send(parts, 0.0 if self._failed else _PATIENCE_S):
             self._fail(self._watch.look(judging=not self._failed))  # a stage that ended need not be waited for
             if not self._failed and time.monotonic() >= until_s:
                 self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
@@ -154,15 +173,41 @@ class NetworkRing:
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
         """Events within ``timeout_s`` seconds; returns at the first. Also pings the stages and checks deadlines."""
-        self._fail(self._watch.look(judging=not self._failed))
+        looks = (now_s := time.monotonic()) - self._looked_s >= _LOOK_S
+        if looks:
+            self._looked_s = now_s
+            self._fail(self._watch.look(judging=not self._failed))
         if not self._events:
-            for reader in self._poller.wait(min(timeout_s, self._watch.wait_s)):
-                if isinstance(reader, Link):
-                    self._receive(reader)
-        if not self._failed:
+            self._wait(min(timeout_s, self._watch.wait_s))
+        if looks and not self._failed:
             self._fail(self._watch.overdue())
         events, self._events = self._events, []
         return events
+
+    def _wait(self, timeout_s: float) -> None:
+        """Receive what the stages say next, or return when a mailbox has something, for up to ``timeout_s`` seconds."""
+        awake_s = min(timeout_s, self._awake_until_s - time.monotonic())
+        if awake_s > 0 and self._outstanding:
+            until_s = time.monotonic() + timeout_s
+            if wait_awake(self._has_come, awake_s):
+                return
+            timeout_s = max(0.0, until_s - time.monotonic())
+        self._read(timeout_s)
+
+    def _has_come(self) -> bool:
+        """Whether there is an event, or something in a mailbox; looks at the last stage's link, and rarely at all."""
+        if self._receive(self._last) or any(mailbox.has_items for mailbox in self._mailboxes):
+            return True
+        if (now_s := time.monotonic()) - self._read_s >= _READ_S:
+            self._read_s = now_s
+            self._read(0.0)
+        return bool(self._events)
+
+    def _read(self, timeout_s: float) -> None:
+        """Wait for the first message on any link, and receive all."""
+        for reader in self._poller.wait(timeout_s):
+            if isinstance(reader, Link):
+                self._receive(reader)
 
     def free(self, sequence: int) -> None:
         """Release a sequence on every stage; its steps in the ring give no event."""
@@ -187,37 +232,40 @@ class NetworkRing:
             self._links.close()
         self._context.term()
 
-    def _receive(self, link: Link) -> None:
-        index = next((i for i, peer in enumerate(self._peers) if peer.control is link), None)
+    def _receive(self, link: Link) -> bool:
+        """Take the messages of a link; whether there was one. A result is the last one where no step is left."""
+        index, taken = self._controls.get(link), False
         try:
             for _ in range(_MAX_MESSAGES_PER_TURN):
                 if (frames := link.receive()) is None:
-                    return
+                    break
+                taken, received_s = True, time.perf_counter()
                 message = decode(frames[0])
                 check_speaker(message, "control" if index is not None else "data", "stage")
                 if index is None and isinstance(message, Hidden | Batch):
-                    self._returned(message, frames[1:])
+                    self._returned(message, frames[1:], received_s)
+                    if not self._outstanding:
+                        break
                 elif index is not None:
                     self._heard(index, message)
         except RemoteProtocolError as error:
             stage = self.stages[-1] if index is None else self.stages[index]
             self._fail(StageLost(f"{stage} broke the protocol: {error}"))
+        return taken
 
-    def _returned(self, message: Hidden | Batch, tensor: list[memoryview]) -> None:
-        """Take an answer of the last stage."""
+    def _returned(self, message: Hidden | Batch, tensor: list[memoryview], received_s: float) -> None:
+        """Take an answer of the last stage, which came at ``received_s``."""
         if message.epoch != self._epoch:
             return
         answered = self._outstanding.answered(message, time.monotonic())
         if answered is None:
             return
-        if message.width != self._width or len(message.compute_us) != len(self._peers):
-            raise RemoteProtocolError("a result of another shape than was asked for")
-        codec.check(tensor, message.checksum)
-        hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
+        width = answered.step.result.width(self._width, self._vocabulary)
+        rows = returned_rows(message, tensor, answered.step, width, stages=len(self._peers))
         ring_s = time.perf_counter() - answered.sent_s
-        event = returned(message, hidden, answered.step.positions_each, ring_s)
-        self._queues.add(answered.sent_s, answered.step.hidden.nbytes, event.compute_s, ring_s)
-        self._events.append(event)
+        event = returned(message, rows, answered.step, ring_s, received_s)
+        waits_s = self._queues.add(answered.sent_s, answered.step.hidden.nbytes, event.compute_s, ring_s)
+        self._events.append(replace(event, queue_s=waits_s))
 
     def _heard(self, index: int, message: Message) -> None:
         """Take a message on the control link of stage ``index``."""
@@ -231,7 +279,7 @@ class NetworkRing:
             case Held(epoch=self._epoch):
                 self.orders.note(index, message)
             case Rebuilt(epoch=self._epoch):
-                self._events.append(ring.Rebuilt(index, message.sequence, message.length))
+                self._events.append(SequenceRebuilt(index, message.sequence, message.length))
             case FrameLost(epoch=self._epoch):
                 self._lose_frame(index, message.stage)
             case Refused():

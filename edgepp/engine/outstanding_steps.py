@@ -56,10 +56,18 @@ class OutstandingSteps:
         self._progress_s = 0.0
         """When a step last came back, or was sent into an empty ring."""
 
+    def __bool__(self) -> bool:
+        """Whether a step is in the ring."""
+        return bool(self._steps)
+
     def sent(
         self, number: int, step: Send | SendBatch, cost: StepCost, sent_s: float, now_s: float, reconnects: int = 0
     ) -> None:
-        """Add a step; ``sent_s`` is by ``time.perf_counter``; ``reconnects`` counts those of the ring so far."""
+        """Add a step; ``sent_s`` is by ``time.perf_counter``; ``reconnects`` counts those of the ring so far.
+
+        Earlier steps of one sequence that begin at the same or a later position are void, and awaited no longer.
+        """
+        self._forget_void(step)
         if not self._steps:
             self._progress_s = now_s
         awaited = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
@@ -95,6 +103,18 @@ class OutstandingSteps:
             step.awaited.discard(sequence)
             if not step.awaited:
                 del self._steps[number]
+
+    def _forget_void(self, step: Send | SendBatch) -> None:
+        starts = (
+            dict(zip(step.sequences, step.positions, strict=True))
+            if isinstance(step, SendBatch)
+            else {step.sequence: step.position}
+        )
+        for number, earlier in list(self._steps.items()):
+            if isinstance(earlier.step, Send):
+                start = starts.get(earlier.step.sequence)
+                if start is not None and start <= earlier.step.position:
+                    del self._steps[number]
 
     def postpone(self, gap_s: float) -> None:
         """Move every deadline by ``gap_s`` seconds, in which this process did not run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError
 from edgepp.model.text.conversation import Prompt
+from edgepp.tracing.request_trace import RequestTrace
 
 
 class Pipeline:
@@ -49,8 +51,9 @@ class Pipeline:
         try:
             self.tokenizer.start()
             endpoints = options.endpoints or self._opening.start_stages()
-            draft = self._opening.open_draft_frontend()
-            open_parts = partial(self._open_parts, endpoints, draft)
+            self.drafts = self._opening.open_drafts()
+            """What guesses for the requests; None for nothing."""
+            open_parts = partial(self._open_parts, endpoints)
             self.engine = self._owned.enter_context(
                 EngineLoop(open_parts, self.tokenizer.eos_ids, options.budget, frontend.compile, recovers=recovers)
             )
@@ -117,22 +120,33 @@ class Pipeline:
         """
         self.engine.resume(ring).result()
 
-    def ask(self, prompt: Prompt, options: GenerateOptions, owner: str = "") -> TextStream:
+    def ask(
+        self,
+        prompt: Prompt,
+        options: GenerateOptions,
+        owner: str = "",
+        request_id: str = "",
+        trace: RequestTrace | None = None,
+    ) -> TextStream:
         """Answer a raw text, a conversation by the model's chat template, or token ids.
 
         The answer has at most as many tokens as the context has room for. Prefixes are shared between requests of one
-        ``owner``. When this returns, the prompt is accepted, and ``prompt_tokens`` known.
+        ``owner``. When this returns, the prompt is accepted, and ``prompt_tokens`` known. ``request_id`` is the name
+        of the request in logs; what is done for it is recorded in ``trace`` if there is one.
 
         Raises:
             ContextExceeded: the prompt leaves no room for an answer.
             PromptRefused: the chat template does not take the conversation.
             UsageError: the prompt is empty, malformed or not Unicode text, or the constraint is invalid.
         """
+        began_s = time.perf_counter()
         encoded = self.tokenizer.encode_prompt(prompt, self.context, owner)
+        if trace is not None and not isinstance(prompt, tuple):
+            trace.span("tokenise", began_s, time.perf_counter(), len(encoded.ids))
         room = self.context - len(encoded.ids)
         if room < options.max_tokens:
             options = replace(options, max_tokens=room)
-        request = self.engine.submit(encoded.ids, options, owner)
+        request = self.engine.submit(encoded.ids, options, owner, request_id, trace)
         return TextStream(self.engine, request, self.tokenizer.detokenizer(), self.tokenizer.bytes_of, encoded.opening)
 
     def close(self) -> None:
@@ -147,5 +161,5 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _open_parts(self, endpoints: tuple[Endpoint, ...], draft: ModelFrontend | None) -> EngineParts:
-        return self._opening.open_parts(endpoints, draft)
+    def _open_parts(self, endpoints: tuple[Endpoint, ...]) -> EngineParts:
+        return self._opening.open_parts(endpoints, self.drafts)

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 from edgepp import backend
 from edgepp.backend.base import EmbeddingAndHead
-from edgepp.engine.draft_model import DraftModel
+from edgepp.engine.coordinator_cores import is_here, seconds_of_head, spare_step_pays
+from edgepp.engine.draft_client import Vocabulary
+from edgepp.engine.drafts import Drafts
 from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.frontend import ModelFrontend, OnProgress
+from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.pipeline_options import PipelineOptions
-from edgepp.engine.ring import LocalRing, Ring, StageInfo
-from edgepp.engine.speculation import Draft, PromptLookup
+from edgepp.engine.ring import Ring, StageInfo
+from edgepp.engine.same_weights import PipelineWeights
 from edgepp.engine.stage_handshake import Endpoint, Expectation, RingIdentity
 from edgepp.engine.step_times import StepTimes
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layers import LayerRange, split_evenly
+from edgepp.model.fetch import fetch
+from edgepp.model.tensor_shares import share_out
+from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.stage_handle import StageProcess
-from edgepp.stage_process.config import StageSettings
+from edgepp.node.stage_ranks import StageChild, StageRanks, start_stage
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.stage_process.config import RankConfig, StageConfig, StageSettings
 from edgepp.stage_process.speed_probe import measure_speed
+
+log = logging.getLogger("edgepp.engine")
 
 
 class PipelineOpening:
@@ -36,21 +48,50 @@ class PipelineOpening:
         self._owned = owned
         self._on_progress = on_progress
         self._step_times = StepTimes()
+        self._weights: PipelineWeights | None = None
 
-    def open_parts(self, endpoints: tuple[Endpoint, ...], draft: ModelFrontend | None) -> EngineParts:
-        """Ring over ``endpoints``, or in this process alone, with the model's ends and the ``draft`` model's layers.
+    def open_parts(self, endpoints: tuple[Endpoint, ...], drafts: Drafts | None) -> EngineParts:
+        """Ring over ``endpoints``, or in this process alone, with the model's ends and the ``drafts`` of requests.
 
         Called on the engine thread, which uses the parts.
 
         Raises:
             EdgeppError: the stages cannot be joined, or weights cannot be loaded; nothing is left open.
         """
-        ring, ends = self._open_network(endpoints) if endpoints else self._open_alone()
+        ring, ends, beside = self._open_network(endpoints) if endpoints else (*self._open_alone(), False)
         try:
-            return EngineParts(ring, ends, self._draft_factory(draft))
+            spare = beside and spare_step_pays(ring.stages, self._seconds_of_head(ring, ends))
+            return EngineParts(
+                ring,
+                ends,
+                drafts.begin if drafts is not None else None,
+                drafts.ready if drafts is not None else None,
+                together=self._options.speculate_together,
+                spare_steps=int(spare),
+                draws_beside=beside,
+            )
         except EdgeppError:
             ring.close()
             raise
+
+    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead, bool]:
+        """The ring over ``endpoints``, the model's ends, and whether tokens are drawn beside the engine thread."""
+        ring = self.join(endpoints)
+        try:
+            own = self._own_policy(ring)
+            ends = self._load_ends(own or self._options.policy, head_later=ring.stages[-1].has_head)
+            return ring, ends, own is not None and ends.any_thread
+        except EdgeppError:
+            ring.close()
+            raise
+
+    def _own_policy(self, ring: Ring) -> ComputePolicy | None:
+        """How the ends compute on the cores that the stages on this machine leave; None where they leave none."""
+        options = self._options
+        if options.local_processes:
+            return ComputePolicy.coordinator(options.policy.threads, options.local_processes)
+        here = sum(is_here(stage) for stage in ring.stages)
+        return ComputePolicy.coordinator(ComputePolicy.node(options.threads, here or 1).threads, here)
 
     def join(
         self,
@@ -63,6 +104,8 @@ class PipelineOpening:
         Raises:
             EdgeppError: the stages cannot be joined, or do not make up the model.
         """
+        if self._weights is None:
+            self._weights = PipelineWeights.of(self._checkpoint)
         expected = Expectation(
             self._options.model,
             self._checkpoint.fingerprint,
@@ -70,8 +113,10 @@ class PipelineOpening:
             self._checkpoint.hidden_size,
             self._options.exact,
             self._checkpoint.commit,
+            self._checkpoint.vocab_size,
+            self._weights,
         )
-        return NetworkRing(
+        ring = NetworkRing(
             endpoints,
             expected,
             platform.node(),
@@ -82,43 +127,46 @@ class PipelineOpening:
             given_up=given_up,
             step_times=self._step_times,
         )
+        own = self._own_policy(ring)
+        ring.is_awake = own is not None and own.awake
+        return ring
 
     def start_stages(self) -> tuple[Endpoint, ...]:
         """Start the stage processes that the options ask for; empty for a pipeline without.
 
         Raises:
-            EdgeppError: a stage cannot load its layers.
+            EdgeppError: a stage cannot load its layers, or its ranks cannot share them.
         """
-        if self._options.stages is None:
+        options = self._options
+        if options.stages is None and not options.local_processes:
             return ()
-        ranges = split_evenly(self._checkpoint.num_layers, self._options.stages)
+        if len(options.tensor) > 1:
+            share_out(self._checkpoint.settings, options.tensor)  # refuses before a process is started
+        ranges = split_evenly(self._checkpoint.num_layers, options.local_stages)
         children = [self._start_stage(layers) for layers in ranges]
+        for child in children:
+            if isinstance(child, StageRanks):
+                child.meet()  # so that all stages load at the same time
         readies = [child.wait_ready(self._progress(f"layers {child.config.layers}")) for child in children]
         return tuple(Endpoint((ready.address,)) for ready in readies)
 
-    def _start_stage(self, layers: LayerRange) -> StageProcess:
+    def _start_stage(self, layers: LayerRange) -> StageChild:
         options = self._options
         settings = StageSettings(options.policy, options.backend)
-        config = settings.config(
-            self._frontend.path, options.model, layers, exact=options.exact, kv_bits=options.kv_bits
-        )
-        child = StageProcess(config)
+
+        def configure(rank: RankConfig | None) -> StageConfig:
+            path, exact, kv_bits = self._frontend.path, options.exact, options.kv_bits
+            return settings.config(path, options.model, layers, exact=exact, kv_bits=kv_bits, rank=rank)
+
+        child = start_stage(options.tensor, configure)
         self._owned.callback(child.stop)
         return child
-
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
-        ring = self.join(endpoints)
-        try:
-            return ring, self._load_ends()
-        except EdgeppError:
-            ring.close()
-            raise
 
     def _open_alone(self) -> tuple[Ring, EmbeddingAndHead]:
         checkpoint = self._checkpoint
         chosen = backend.choose(self._options.backend, checkpoint)
         layers = LayerRange(0, checkpoint.num_layers)
-        model = chosen.load_stage(checkpoint, layers, self._options.compute, self._progress(f"layers {layers}"))
+        model, ends = chosen.load_whole(checkpoint, self._options.compute, self._progress(f"layers {layers}"))
         prefill_us, decode_us = measure_speed(model)
         info = StageInfo(
             index=0,
@@ -134,34 +182,47 @@ class PipelineOpening:
             decode_s=decode_us / 1e6,
             rewinds=model.rewinds,
         )
-        return LocalRing([(info, model)]), self._load_ends()
+        return LocalRing([(info, model)]), ends
 
-    def open_draft_frontend(self) -> ModelFrontend | None:
-        """Tokenizer and files of the small model that guesses; None without one."""
-        if self._options.speculate in ("lookup", "off"):
+    def open_drafts(self) -> Drafts | None:
+        """What guesses for the pipeline's requests, with a process on this machine for a small model; None for nothing.
+
+        Raises:
+            EdgeppError: the small model cannot be loaded, or has other tokens.
+        """
+        options, tokenizer = self._options, self._frontend.tokenizer
+        if options.speculate == "off":
             return None
-        small = ModelFrontend.open(self._options.speculate, whole=True, on_progress=self._on_progress)
-        if small.tokenizer.vocabulary() != self._frontend.tokenizer.vocabulary():
-            raise UsageError(
-                f"{self._options.speculate} cannot guess for {self._options.model}: their tokens differ",
-                "name a small model of the same family, or use `lookup`",
-            )
-        return small
+        vocabulary = Vocabulary(tokenizer.vocabulary_digest, self._checkpoint.vocab_size)
+        drafts = Drafts(platform.node(), options.keys, vocabulary, options.model)
+        self._owned.callback(drafts.close)
+        if options.speculate != "lookup":
+            drafts.own = self._start_drafter(options.speculate)
+            try:
+                drafts.use(None).result()
+            except PeerLost as error:  # the machine may be busy; the process is tried again
+                log.warning("%s does not guess yet: %s", options.speculate, error)
+        return drafts
 
-    def _draft_factory(self, small: ModelFrontend | None) -> Callable[[], Draft] | None:
-        if small is None:
-            return PromptLookup if self._options.speculate == "lookup" else None
-        checkpoint, compute = small.checkpoint, self._options.compute
-        chosen = backend.choose(self._options.backend, checkpoint)
-        progress = self._progress(small.model)
-        stage = chosen.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), compute, progress)
-        ends = chosen.load_embedding_and_head(checkpoint, compute)
-        return DraftModel(stage, ends, checkpoint.context, self._checkpoint.vocab_size).begin
+    def _start_drafter(self, model: str) -> Endpoint:
+        """Start a process that guesses with the small ``model``, and computes only where a core would be idle."""
+        path = fetch(model, on_progress=self._on_progress)
+        layers = LayerRange(0, Checkpoint.open(path).num_layers)
+        settings = StageSettings(ComputePolicy.shared(1), self._options.backend)
+        config = settings.config(path, model, layers, exact=self._options.exact)
+        child = StageProcess(replace(config, drafts=True, background=True))
+        self._owned.callback(child.stop)
+        return Endpoint((child.wait_ready(self._progress(model)).address,))
 
-    def _load_ends(self) -> EmbeddingAndHead:
+    def _load_ends(self, policy: ComputePolicy, *, head_later: bool) -> EmbeddingAndHead:
+        options = policy.backend_options(exact=self._options.exact, kv_bits=self._options.kv_bits)
         return backend.choose(self._options.backend, self._checkpoint).load_embedding_and_head(
-            self._checkpoint, self._options.compute
+            self._checkpoint, options, head_later=head_later
         )
+
+    def _seconds_of_head(self, ring: Ring, ends: EmbeddingAndHead) -> float:
+        """Seconds in which the coordinator computes the output head; 0 where the last stage does."""
+        return 0.0 if ring.stages[-1].has_head else seconds_of_head(ends, self._checkpoint.hidden_size)
 
     def _progress(self, what: str) -> Callable[[int, int], None] | None:
         """Receives the bytes of ``what`` that are loaded, and all its bytes; None where nobody looks."""

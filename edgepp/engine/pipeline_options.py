@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import UsageError
+from edgepp.model.tensor_shares import check_weights
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.security import KeyPair
@@ -21,9 +22,11 @@ class PipelineOptions:
     """Stages that run already, in any order."""
     stages: int | None = None
     """The number of local stage processes; None computes in this process, unless there are ``endpoints``."""
+    tensor: tuple[int, ...] = (1,)
+    """Weights of the processes that share each layer of a local stage; one process unless there are several."""
     backend: str = "auto"
     threads: int | None = None
-    """Compute threads per stage; None divides the cores between the stages."""
+    """Compute threads per process of a stage; None divides the cores between the processes."""
     exact: bool = False
     codecs: tuple[LinkCodec, ...] = ("auto",)
     """One codec for all links, or one per link."""
@@ -34,7 +37,9 @@ class PipelineOptions:
     budget: int | None = None
     """Positions that all sequences together may take; further requests wait. None sets no limit but memory."""
     speculate: str = "lookup"
-    """The source of guesses: ``lookup`` for prompt lookup, ``off``, or the name of a small model."""
+    """The source of guesses: ``lookup`` for prompt lookup, ``off``, or the name of a small model that guesses too."""
+    speculate_together: bool = False
+    """Whether one step may carry several guesses, which kernels may round differently from single rows."""
     kv_bits: int | None = None
     """Bits per number in the KV caches on this machine, 8 or 4; None for the backend's own float type."""
     keep_copies: bool = False
@@ -43,14 +48,26 @@ class PipelineOptions:
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
             raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
+        if self.endpoints and len(check_weights(self.tensor)) > 1:
+            raise UsageError("--peer and --tensor exclude each other", "peers bring their own stages")
         _ = self.policy  # checks the number of threads
+
+    @property
+    def local_stages(self) -> int:
+        """Number of stages in processes of this machine: 0 for none; several ranks are at least one stage."""
+        return self.stages if self.stages is not None else int(len(self.tensor) > 1)
+
+    @property
+    def local_processes(self) -> int:
+        """Number of stage processes of this machine: all ranks of all local stages."""
+        return self.local_stages * len(self.tensor)
 
     @property
     def policy(self) -> ComputePolicy:
         """Threads and sleeping of this machine's processes: this process alone, or stages and model ends."""
-        if not self.endpoints and self.stages is None:
+        if not self.endpoints and not self.local_processes:
             return ComputePolicy.alone(self.threads)
-        return ComputePolicy.shared(self.threads, self.stages or 1)
+        return ComputePolicy.shared(self.threads, self.local_processes or 1)
 
     @property
     def compute(self) -> BackendOptions:

@@ -37,7 +37,7 @@ def common(one: Ids, other: Ids) -> int:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptSequence:
     """A finished sequence: the stages hold the keys and values of exactly ``ids``."""
 
     sequence: int
@@ -53,7 +53,7 @@ class PrefixCache:
     """The kept sequences, least recently used first."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self._kept: OrderedDict[int, KeptSequence] = OrderedDict()
         self._evicted_rank = 0
         """The highest rank that was evicted; ranks are counted from it, so they grow with time."""
         self.positions = 0
@@ -62,7 +62,7 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def __iter__(self) -> Iterator[Kept]:
+    def __iter__(self) -> Iterator[KeptSequence]:
         return iter(list(self._kept.values()))
 
     def keep(self, sequence: int, owner: str, tokens: Sequence[int], reuses: int = 0) -> list[int]:
@@ -75,11 +75,11 @@ class PrefixCache:
         for kept in covered:
             self.take(kept.sequence)
         reuses = max((reuses, *(kept.reuses for kept in covered)))
-        self._kept[sequence] = Kept(sequence, owner, ids, reuses, self._rank(len(ids), reuses))
+        self._kept[sequence] = KeptSequence(sequence, owner, ids, reuses, self._rank(len(ids), reuses))
         self.positions += len(ids)
         return [kept.sequence for kept in covered] + ([self.evict()] if len(self._kept) > MAX_KEPT else [])
 
-    def find(self, owner: str, ids: Ids) -> tuple[Kept, int] | None:
+    def find(self, owner: str, ids: Ids) -> tuple[KeptSequence, int] | None:
         """The kept sequence of ``owner`` with the longest common prefix with ``ids``, and the length of that prefix.
 
         Of equal prefixes, that of the shortest sequence.
@@ -87,13 +87,13 @@ class PrefixCache:
         found = max(((common(kept.ids, ids), kept) for kept in self._of(owner)), key=_length, default=None)
         return None if found is None or found[0] < MIN_SHARED_TOKENS else (found[1], found[0])
 
-    def reused(self, kept: Kept) -> None:
+    def reused(self, kept: KeptSequence) -> None:
         """Note that a request begins with ``kept``."""
         reuses = kept.reuses + 1
         self._kept[kept.sequence] = replace(kept, reuses=reuses, rank=self._rank(len(kept.ids), reuses))
         self._kept.move_to_end(kept.sequence)
 
-    def positions_below(self, kept: Kept) -> int:
+    def positions_below(self, kept: KeptSequence) -> int:
         """Positions of the sequences that would be evicted before ``kept``, if ``kept`` were used now."""
         rank = self._rank(len(kept.ids), kept.reuses + 1)
         return sum(len(one.ids) for one in self._kept.values() if one.rank < rank and one.sequence != kept.sequence)
@@ -124,9 +124,9 @@ class PrefixCache:
     def _rank(self, length: int, reuses: int) -> int:
         return self._evicted_rank + length * (1 + min(reuses, _MAX_REUSES))
 
-    def _of(self, owner: str) -> list[Kept]:
+    def _of(self, owner: str) -> list[KeptSequence]:
         return [kept for kept in self._kept.values() if kept.owner == owner]
 
 
-def _length(found: tuple[int, Kept]) -> tuple[int, int]:
+def _length(found: tuple[int, KeptSequence]) -> tuple[int, int]:
     return found[0], -len(found[1].ids)

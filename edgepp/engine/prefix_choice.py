@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, Kept, PrefixCache, common
+from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, KeptSequence, PrefixCache, common
 from edgepp.engine.request import Request
 from edgepp.engine.scheduler import MIN_ROWS
 
@@ -20,7 +20,7 @@ class SharedPrefix:
     source: int = 0
     length: int = 0
     moves: bool = False
-    kept: Kept | None = None
+    kept: KeptSequence | None = None
     """The kept sequence that ``source`` is; None for a live one."""
 
 
@@ -29,7 +29,7 @@ def choose_prefix(
     prefixes: PrefixCache,
     ended: Iterable[Request],
     live: Iterable[Request],
-    copy_fits: Callable[[Kept, int], bool],
+    copy_fits: Callable[[KeptSequence, int], bool],
 ) -> SharedPrefix | None:
     """The longest prefix that ``request`` can share now; None if a longer one is being computed.
 
@@ -57,6 +57,6 @@ def choose_prefix(
     return best
 
 
-def _is_short(kept: Kept, shared: int) -> bool:
+def _is_short(kept: KeptSequence, shared: int) -> bool:
     """Whether what a kept sequence has beyond ``shared`` positions may be lost, so that no copy is needed."""
     return len(kept.ids) - shared <= max(MIN_SHARED_TOKENS, len(kept.ids) // _MAX_LOSS)

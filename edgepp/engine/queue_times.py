@@ -24,9 +24,10 @@ class QueueTimes:
         """When each stage has computed all steps so far."""
         self.seconds = [0.0] * len(self._links)
 
-    def add(self, sent_s: float, nbytes: int, compute_s: Sequence[float], ring_s: float) -> None:
+    def add(self, sent_s: float, nbytes: int, compute_s: Sequence[float], ring_s: float) -> tuple[float, ...]:
         """Add a step of ``nbytes`` bytes that was sent at ``sent_s`` and took ``ring_s`` seconds until it returned.
 
+        Returns the seconds that it waited at each stage.
         ``compute_s`` holds the seconds of computing per stage. Steps are added in the order in which they were sent.
         All waits of one step together count as no more than what the step spent outside of computing.
         """
@@ -40,3 +41,4 @@ class QueueTimes:
         part = min(1.0, most_s / total_s) if total_s else 0.0
         for stage, wait_s in enumerate(waits_s):
             self.seconds[stage] += part * wait_s
+        return tuple(part * wait_s for wait_s in waits_s)

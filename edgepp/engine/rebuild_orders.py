@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgepp.engine.rebuild_plan import Holding, Move, Refill
+from edgepp.engine.rebuild_sharing import SharedStart
 from edgepp.engine.ring_links import addresses_for, holding_of
 from edgepp.engine.stage_handshake import Peer, RingIdentity
 from edgepp.engine.suspended_sequences import SuspendedSequence
@@ -70,7 +71,12 @@ class RebuildOrders:
         )
         sender.control.send([encode(push)])
 
-    def replay(self, suspended: SuspendedSequence, length: int, refill: Refill) -> None:
-        """Let the stage before ``refill.first`` send its logged hidden states of a sequence again."""
-        order = Replay(self._epoch, suspended.sequence, suspended.capacity, 0, length, refill.until)
+    def replay(self, suspended: SuspendedSequence, length: int, refill: Refill, shared: SharedStart) -> None:
+        """Let the stage before ``refill.first`` send its logged hidden states of a sequence again.
+
+        Those of a ``shared`` start are left out: the stages copy it from a sequence whose replay was ordered before.
+        """
+        order = Replay(
+            self._epoch, suspended.sequence, suspended.capacity, shared.length, length, refill.until, shared.source
+        )
         self._peers[refill.first - 1].control.send([encode(order)])

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.rebuild_plan import Rebuild, plan_rebuild
-from edgepp.engine.ring import Failed, Rebuilt, Ring, RingEvent
+from edgepp.engine.rebuild_sharing import NOT_SHARED, SharedStart, SharedStarts
+from edgepp.engine.ring import Failed, Ring, RingEvent, SequenceRebuilt
 from edgepp.engine.suspended_sequences import SuspendedSequence
-from edgepp.engine.timing import RecoveryKind
+from edgepp.engine.timing import RecoveryKind, Regained
 from edgepp.model.weights.checkpoint import Array
 
 STALLED_S = 8.0
@@ -31,12 +32,20 @@ Embed = Callable[[Sequence[int], int], Array]
 
 @dataclass
 class _Refilling:
-    """A sequence whose first ``length`` embeddings are sent, chunk by chunk; the first ``sent`` have been."""
+    """A sequence whose first ``length`` embeddings are sent, chunk by chunk; the first ``sent`` have been.
+
+    Those of its ``shared`` start are not sent; it begins once they were sent of the other sequence.
+    """
 
     suspended: SuspendedSequence
     length: int
     until: int
+    shared: SharedStart
     sent: int = 0
+
+    @property
+    def sequence(self) -> int:
+        return self.suspended.sequence
 
 
 class Rebuilding:
@@ -44,17 +53,20 @@ class Rebuilding:
 
     def __init__(self, ring: Ring, former: Ring, suspended: Sequence[SuspendedSequence], embed: Embed) -> None:
         """Order the rebuilds; what needs none is done at once."""
+        self._held = {one.sequence: one.positions for one in suspended}
         self._lengths: dict[int, int] = {}
         self._how: dict[int, RecoveryKind] = {}
         self._missing: dict[int, dict[int, int]] = {}
-        """Of each sequence, the positions of which ``Rebuilt`` is awaited, by the stage's number."""
+        """Of each sequence, the positions of which ``SequenceRebuilt`` is awaited, by the stage's number."""
         self._rebuilds: dict[int, Rebuild] = {}
         self._progress_s = time.monotonic()
         self._patience_s = STALLED_S
         self._embed = embed
         self._refills: deque[_Refilling] = deque()
         self._on_the_way: dict[int, _Refilling] = {}
-        """The chunks whose ``Rebuilt`` is awaited; more would be a backlog for which the stage cuts its connection."""
+        """The chunks whose ``SequenceRebuilt`` is awaited; the stage cuts its connection where many more wait."""
+        self._sent: dict[int, int] = {}
+        """Positions whose embeddings were sent or left out, by sequence."""
         if isinstance(ring, NetworkRing) and isinstance(former, NetworkRing):
             self._begin(ring, former, suspended)
 
@@ -63,6 +75,7 @@ class Rebuilding:
         elsewhere = former.orders.holdings_outside(ring.orders.identity, time.monotonic())
         holdings = [*ring.orders.holdings, *elsewhere]
         layers = [stage.layers for stage in ring.stages]
+        shares, starts = all(stage.rewinds for stage in ring.stages), SharedStarts(holdings)
         for one in suspended:
             rebuild = plan_rebuild(one.sequence, one.positions, layers, holdings)
             if not rebuild.length or (rebuild.reporters and not one.request):
@@ -73,38 +86,51 @@ class Rebuilding:
                 continue
             self._rebuilds[one.sequence] = rebuild
             self._missing[one.sequence] = dict.fromkeys(rebuild.reporters, rebuild.length)
-            self._order(ring, former, rebuild, one)
+            shared = starts.add(rebuild, one.ids) if shares and rebuild.refills else NOT_SHARED
+            self._order(ring, former, rebuild, one, shared)
         slowest_s = max(stage.prefill_s for stage in ring.stages)
         self._patience_s += _SLACK * slowest_s * sum(rebuild.length for rebuild in self._rebuilds.values())
         self._feed()
 
-    def _order(self, ring: NetworkRing, former: NetworkRing, rebuild: Rebuild, suspended: SuspendedSequence) -> None:
+    def _order(
+        self,
+        ring: NetworkRing,
+        former: NetworkRing,
+        rebuild: Rebuild,
+        suspended: SuspendedSequence,
+        shared: SharedStart,
+    ) -> None:
         stages = len(ring.stages)
         for move in rebuild.moves:
             source, holder = (ring, move.holder) if move.holder < stages else (former, move.holder - stages)
             ring.orders.move(suspended, rebuild.length, move, source.orders, holder)
         for refill in rebuild.refills:
             if refill.first:
-                ring.orders.replay(suspended, rebuild.length, refill)
+                ring.orders.replay(suspended, rebuild.length, refill, shared)
             else:
-                self._refills.append(_Refilling(suspended, rebuild.length, refill.until))
+                self._refills.append(_Refilling(suspended, rebuild.length, refill.until, shared, shared.length))
 
     def _feed(self) -> None:
         """Send embeddings of further positions, a chunk of each of ``_MAX_CHUNKS`` sequences at a time."""
-        while self._refills and len(self._on_the_way) < _MAX_CHUNKS:
-            one = self._refills.popleft()
+        while len(self._on_the_way) < _MAX_CHUNKS and (one := next(filter(self._may_go, self._refills), None)):
+            self._refills.remove(one)
             start, stop = one.sent, min(one.sent + self._ring.refill_rows, one.length)
             ids = [int(token) for token in one.suspended.ids[start:stop]]
-            self._on_the_way[one.suspended.sequence], one.sent = one, stop
+            self._on_the_way[one.sequence], self._sent[one.sequence], one.sent = one, stop, stop
+            source = one.shared.source if start == one.shared.length else 0
             hidden = self._embed(ids, start)
-            self._ring.refill(one.suspended.sequence, start, one.suspended.capacity, hidden, one.until)
+            self._ring.refill(one.sequence, start, one.suspended.capacity, hidden, one.until, source)
+
+    def _may_go(self, one: _Refilling) -> bool:
+        """Whether the start that a sequence shares was sent of the other sequence."""
+        return self._sent.get(one.shared.source, 0) >= one.shared.length
 
     def take(self, event: RingEvent) -> None:
         """Note what a stage has rebuilt, or that it cannot."""
         if isinstance(event, Failed) and event.sequence is not None:
             self._give_up(event.sequence)
             self._feed()
-        if not isinstance(event, Rebuilt):
+        if not isinstance(event, SequenceRebuilt):
             return
         self._progress_s = time.monotonic()
         refilling = self._on_the_way.get(event.sequence)
@@ -124,8 +150,11 @@ class Rebuilding:
         self._missing.pop(sequence, None)
         self._lengths.pop(sequence, None)
         self._on_the_way.pop(sequence, None)
-        self._refills = deque(one for one in self._refills if one.suspended.sequence != sequence)
         self._how[sequence] = "prefill"
+        self._refills = deque(one for one in self._refills if one.sequence != sequence)
+        for one in self._refills:
+            if one.shared.source == sequence and one.sent == one.shared.length:  # nothing is left to copy from
+                one.shared, one.sent = NOT_SHARED, 0
 
     @property
     def done(self) -> bool:
@@ -140,6 +169,7 @@ class Rebuilding:
         """By sequence, the positions that all stages hold now."""
         return self._lengths
 
-    def how(self, sequence: int) -> RecoveryKind:
-        """How a sequence was rebuilt."""
-        return self._how.get(sequence, "prefill")
+    def regained(self, sequence: int) -> Regained:
+        """How a sequence was rebuilt, and what is prefilled again."""
+        held = self._held.get(sequence, 0)
+        return Regained(self._how.get(sequence, "prefill"), held - self._lengths.get(sequence, 0))

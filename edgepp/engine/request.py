@@ -219,16 +219,23 @@ class Request:
     """Positions that all stages have computed for certain. A stage that a step has not reached may hold other values at
     later positions, such as those of a guess that was wrong."""
     steps_in_ring: int = 0
+    drawing: bool = False
+    """Whether its next token is being drawn from a step that came back."""
     recoveries: int = 0
     """How often its stages were lost while they computed for it."""
     guesses: tuple[int, ...] = ()
-    """Tokens that its step in the ring carries behind the newest token."""
+    """Tokens behind the newest one that are in the ring: in the newest token's step, or each in a step of its own."""
     _array: Ids = field(default_factory=lambda: np.empty(0, np.int32))
 
     @property
     def tokens(self) -> int:
         """Tokens of the answer so far."""
         return len(self.ids) - self.prompt_tokens
+
+    @property
+    def room_to_guess(self) -> int:
+        """Further guesses that the answer has room for: one token more is drawn behind the last guess."""
+        return self.max_tokens - self.tokens - 1 - len(self.guesses)
 
     @property
     def is_suspect(self) -> bool:

@@ -10,14 +10,10 @@ import numpy as np
 from edgepp.backend.base import EmbeddingAndHead
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array
+from edgepp.stage_process.finite import all_finite
 
 Rows: TypeAlias = "Array | BaseException"
 """The rows computed for one request, or the error that prevented them."""
-
-
-def finite(hidden: Array) -> bool:
-    """Whether no value is NaN or infinite."""
-    return bool(np.isfinite(hidden).all())
 
 
 def token_ids(tokens: Sequence[Any], vocabulary: int) -> list[int]:
@@ -52,7 +48,7 @@ class GuardedEnds:
             EdgeppError: the backend failed.
         """
         hidden = self._ends.embed(tokens, position)
-        if not finite(hidden):
+        if not all_finite(hidden):
             bad = int((~np.isfinite(hidden).all(axis=1)).argmax())
             raise StageFault(
                 f"the embedding of token {tokens[bad]} is not a number or infinite", "the model's file may be damaged"
@@ -81,7 +77,7 @@ class GuardedEnds:
 
         ``parts`` holds the rows of each request; errors name ``source``, the stage that computed ``hidden``.
         """
-        sound = [finite(hidden[part]) for part in parts]
+        sound = [all_finite(hidden[part]) for part in parts]
         fault = f"{source} returned hidden states that are not numbers or infinite"
         try:
             logits = self._logits(hidden) if any(sound) else hidden

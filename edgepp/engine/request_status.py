@@ -39,7 +39,11 @@ class RequestEvent(Enum):
     CHUNK_SENT = auto()
     LAST_CHUNK_SENT = auto()
     TOKEN_SENT = auto()
+    GUESS_SENT = auto()
+    """A guess was sent as a step of its own, behind the step with the newest token."""
     SAMPLED = auto()
+    CONFIRMED = auto()
+    """The sampled token is the guess in the next step, which is now the step with the newest token."""
     PREEMPTED = auto()
     RESUMED = auto()
     """Admitted again with nearly all of its positions on the stages: it decodes at once."""
@@ -63,6 +67,8 @@ TRANSITIONS: dict[tuple[RequestStatus, RequestEvent], RequestStatus] = {
     (RequestStatus.READY, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
     (RequestStatus.READY, RequestEvent.FINISHED): RequestStatus.FINISHED,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.SAMPLED): RequestStatus.READY,
+    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.GUESS_SENT): RequestStatus.DECODE_IN_FLIGHT,
+    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.CONFIRMED): RequestStatus.DECODE_IN_FLIGHT,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.CAUGHT_UP): RequestStatus.READY,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.FINISHED): RequestStatus.FINISHED,

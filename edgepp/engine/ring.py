@@ -1,4 +1,4 @@
-"""The interface of a ring, and the ring within one process.
+"""The interface of a ring: its steps, events and stages.
 
 A ring takes steps in order and returns their results in order. ``LocalRing`` runs them in the calling thread;
 ``NetworkRing`` sends them to stages in other processes. One conformance test holds both to the same behaviour.
@@ -6,22 +6,16 @@ A ring takes steps in order and returns their results in order. ``LocalRing`` ru
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from edgepp.backend.base import StageModel
-from edgepp.error_boundary import failure
-from edgepp.errors import StageError, StageFault
+from edgepp.backend.candidates import width_of
+from edgepp.errors import StageError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.model_runner import ModelRunner, StepOutcome, answer_to, sequences_of
-from edgepp.wire import codec
-from edgepp.wire.field_types import Codec
-from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages.data import Batch, Forward, Hidden
+from edgepp.tracing.request_trace import StepTrace
+from edgepp.wire.field_types import ResultForm
+from edgepp.wire.mailbox import Mailbox
 
 
 @dataclass(frozen=True)
@@ -46,22 +40,47 @@ class StageInfo:
     """Measured seconds of computing per decode step of one sequence."""
     hop_s: float = 0.0
     """One-way seconds of a hidden state on the link into this stage; for the last stage with the way back."""
+    back_s: float = 0.0
+    """The part of ``hop_s`` that is the way back to the coordinator: 0 for all stages but the last one."""
     bytes_per_s: float = 0.0
     """Measured bytes per second on the link into this stage; 0 where that was not measured."""
     rewinds: bool = True
     """Whether a sequence can go back to any position, and begin as a copy of another."""
+    has_head: bool = False
+    """Whether the stage computes final norm and output head, and so can return logits and candidates."""
 
     def __str__(self) -> str:
         where = f" at {self.address}" if self.address else ""
         return f"stage {self.index} (layers {self.layers}) on node {self.node}{where}"
 
 
+class ResultKind(NamedTuple):
+    """What returns of each wanted row of a step: its hidden state, its logits, or its likeliest tokens."""
+
+    form: ResultForm = "hidden"
+    candidates: int = 0
+    """Number of likeliest tokens, for the form ``candidates``."""
+
+    def width(self, hidden_size: int, vocabulary: int) -> int:
+        """Columns of the rows that return."""
+        match self.form:
+            case "hidden":
+                return hidden_size
+            case "logits":
+                return vocabulary
+            case "candidates":
+                return width_of(self.candidates)
+
+
+HIDDEN_STATES = ResultKind()
+
+
 @dataclass(frozen=True)
 class Send:
     """A step of one sequence: hidden states (T, D) for positions ``[position, position + T)``.
 
-    The last ``want`` rows of the result return. A sequence that is new to the stages begins with the first ``position``
-    positions of ``source``, and may grow to ``capacity`` positions.
+    The result of the last ``want`` rows returns. A sequence that is new to the stages begins with the first
+    ``position`` positions of ``source``, and may grow to ``capacity`` positions.
     """
 
     sequence: int
@@ -70,6 +89,11 @@ class Send:
     want: int
     hidden: Array
     source: int = 0
+    result: ResultKind = HIDDEN_STATES
+    request: str = ""
+    """The name of the request in logs, if this step may open the sequence; else empty."""
+    trace: StepTrace | None = None
+    """Where the times of the step are recorded; None for a step of requests that are not traced."""
 
     @property
     def positions_each(self) -> int:
@@ -84,6 +108,8 @@ class SendBatch:
     sequences: tuple[int, ...]
     positions: tuple[int, ...]
     hidden: Array
+    result: ResultKind = HIDDEN_STATES
+    trace: StepTrace | None = None
 
     @property
     def positions_each(self) -> int:
@@ -93,17 +119,24 @@ class SendBatch:
 
 @dataclass(frozen=True)
 class Returned:
-    """The result of a step: the hidden states that it asked for, and its times."""
+    """The result of a step: the rows that it asked for, and its times."""
 
     sequences: tuple[int, ...]
     positions: int
     """Positions that the step computed per sequence."""
-    hidden: Array
-    """(W, D): the last ``want`` rows of a ``Send``, or one row per sequence of a ``SendBatch``."""
+    rows: Array
+    """(W, D), or as wide as its ``result`` is: the last ``want`` rows of a ``Send``, or one row per sequence of a
+    ``SendBatch``."""
     compute_s: tuple[float, ...]
     """Seconds of computing per stage."""
     ring_s: float
     """Seconds from sending to returning; what is not computing is codec, wire and queue."""
+    result: ResultKind = HIDDEN_STATES
+    """What the rows are."""
+    trace: StepTrace | None = None
+    """That of the step."""
+    queue_s: tuple[float, ...] = ()
+    """Seconds of waiting for earlier steps per stage, as ``QueueTimes`` derives them; empty where no step waits."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +148,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class SequenceRebuilt:
     """A stage holds the first ``length`` positions of a sequence again, which was rebuilt there."""
 
     stage: int
@@ -123,7 +156,7 @@ class Rebuilt:
     length: int
 
 
-RingEvent = Returned | Failed | Rebuilt
+RingEvent = Returned | Failed | SequenceRebuilt
 
 
 @dataclass(frozen=True)
@@ -148,18 +181,30 @@ class StageStats:
     """Seconds that steps have waited at the stage for earlier steps, as ``QueueTimes`` derives them."""
     silent_s: float = 0.0
     """Seconds since the stage last answered a ping; 0 for a stage in this process."""
+    void: int = 0
+    """Frames that the stage did not compute, since a later frame of the sequence began at their position or before."""
+    clock_offset_s: float | None = None
+    """Seconds by which the stage's monotonic clock is ahead of the coordinator's; None where that is not known."""
+    clock_error_s: float | None = None
+    """Seconds by which that may be wrong."""
 
 
 class Ring(Protocol):
     """A pipeline of stages, first to last and back. Belongs to one thread."""
 
     stages: tuple[StageInfo, ...]
+    overlaps: bool
+    """Whether ``send`` returns before the step is computed, so that several steps are computed at the same time."""
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
         """Let ``poll`` return early when ``mailbox`` has something."""
 
     def send(self, step: Send | SendBatch) -> None:
-        """Put a step into the ring."""
+        """Put a step into the ring.
+
+        It makes earlier steps of one of its sequences void that begin at the same or a later position: no event comes
+        of them, unless their results came before.
+        """
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
         """Events within ``timeout_s`` seconds; returns at the first event."""
@@ -172,96 +217,3 @@ class Ring(Protocol):
 
     def close(self) -> None:
         """Release everything."""
-
-
-def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec, until: int) -> Forward | Batch:
-    """The header of the frame that carries a step, which is followed by the step's hidden states.
-
-    ``number`` is that of the step and of the frame on its link; ``until`` the last stage that computes a ``Send``.
-    """
-    width, dtype = step.hidden.shape[1], codec.dtype_name(step.hidden.dtype)
-    if isinstance(step, SendBatch):
-        return Batch(epoch, number, step.sequences, step.positions, width, dtype, codec_name, (), serial=number)
-    return Forward(
-        epoch=epoch,
-        sequence=step.sequence,
-        step=number,
-        position=step.position,
-        capacity=step.capacity,
-        source=step.source,
-        wanted_rows=step.want,
-        rows=len(step.hidden),
-        width=width,
-        dtype=dtype,
-        codec=codec_name,
-        compute_us=(),
-        until=until,
-        serial=number,
-    )
-
-
-def returned(answer: Hidden | Batch, hidden: Array, positions: int, ring_s: float) -> Returned:
-    """The event for a stage's ``answer`` to a step of ``positions`` positions per sequence."""
-    compute_s = tuple(us / 1e6 for us in answer.compute_us)
-    sequences = answer.sequences if isinstance(answer, Batch) else (answer.sequence,)
-    return Returned(sequences, positions, hidden, compute_s, ring_s)
-
-
-class LocalRing:
-    """A ring of stages in this process, which computes a step when it is sent. Implements ``Ring``."""
-
-    def __init__(self, stages: Sequence[tuple[StageInfo, StageModel]]) -> None:
-        self.stages = tuple(info for info, _ in stages)
-        self._runners = [ModelRunner(model, info.context) for info, model in stages]
-        self._events: deque[RingEvent] = deque()
-        self._poller = Poller[Any]()
-
-    def wake_on(self, mailbox: Mailbox[Any]) -> None:
-        """Let ``poll`` return early when ``mailbox`` has something."""
-        self._poller.add(mailbox)
-
-    def send(self, step: Send | SendBatch) -> None:
-        """Compute a step on all stages; ``poll`` returns the result."""
-        start = time.perf_counter()
-        frame, hidden = frame_of(step, 0, 0, "none", len(self.stages) - 1), step.hidden
-        for info, runner in zip(self.stages, self._runners, strict=True):
-            try:
-                outcome = runner.run(frame, hidden)
-            except BaseException as error:  # noqa: BLE001 - the stage's boundary, as in a process of its own
-                reason = str(failure(error, "a step"))
-                for sequence in sequences_of(frame):
-                    runner.free(0, sequence)
-                outcome = StepOutcome(None, hidden, [(sequence, reason) for sequence in sequences_of(frame)])
-            for sequence, reason in outcome.faults:
-                self._events.append(Failed(sequence, StageFault(f"{info} failed: {reason}")))
-            if outcome.frame is None:
-                return
-            frame, hidden = outcome.frame, outcome.hidden
-        answer, hidden = answer_to(frame, hidden)
-        self._events.append(returned(answer, hidden, step.positions_each, time.perf_counter() - start))
-
-    def poll(self, timeout_s: float) -> list[RingEvent]:
-        """Events so far; without one, wait for a mailbox for up to ``timeout_s`` seconds."""
-        if not self._events:
-            self._poller.wait(timeout_s)
-        events = list(self._events)
-        self._events.clear()
-        return events
-
-    def free(self, sequence: int) -> None:
-        """Release a sequence on every stage."""
-        for runner in self._runners:
-            runner.free(0, sequence)
-
-    def stage_stats(self) -> list[StageStats]:
-        """Each stage's state now, first to last."""
-        return [
-            StageStats(one.sequences, one.model.kv_bytes, one.counters.frames, one.counters.dropped)
-            for one in self._runners
-        ]
-
-    def close(self) -> None:
-        """Free all sequences and the models."""
-        for runner in self._runners:
-            runner.forget(0)
-        self._runners = []  # frees the models even while an error refers to this ring

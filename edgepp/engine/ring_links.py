@@ -12,13 +12,13 @@ from typing import get_args
 import zmq
 
 from edgepp.engine.rebuild_plan import Holding
-from edgepp.engine.stage_handshake import ANSWER_S, Peer, RingIdentity, ask, receive_answer
+from edgepp.engine.stage_handshake import ANSWER_S, Expectation, Peer, RingIdentity, ask, receive_answer
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange
 from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
-from edgepp.wire.messages import max_data_frame_bytes
+from edgepp.wire.messages import max_data_frame_bytes, max_result_frame_bytes
 from edgepp.wire.messages.control import Attach, Attached, Refused
 from edgepp.wire.messages.recovery import Held
 from edgepp.wire.security import KeyPair, pinned
@@ -42,13 +42,13 @@ class RingLinks:
         context: zmq.Context[zmq.Socket[bytes]],
         peers: Sequence[Peer],
         codecs: Sequence[LinkCodec],
-        width: int,
+        expected: Expectation,
         keys: KeyPair | None,
         former: RingIdentity | None = None,
         *,
         keep_copies: bool = False,
     ) -> None:
-        """Prepare to join ``peers``, first stage to last, whose hidden states have ``width`` values.
+        """Prepare to join ``peers``, first stage to last, of the ``expected`` model.
 
         Stages that were part of the ``former`` ring bring their sequences along. To ``keep_copies``, each stage sends
         those of its keys and values to the next one, and the last stage to the first.
@@ -56,7 +56,8 @@ class RingLinks:
         Raises:
             PlanError: ``codecs`` names neither one codec for all links nor one for each.
         """
-        self._context, self._peers, self._width, self._keys = context, peers, width, keys
+        self._context, self._peers, self._expected, self._keys = context, peers, expected, keys
+        self._width = expected.hidden_size
         self._former, self._keep_copies = former, keep_copies and len(peers) > 1
         self.codecs = _codec_per_link(codecs, len(peers))
         self.opened: list[Link] = []
@@ -70,12 +71,22 @@ class RingLinks:
     @property
     def ways_s(self) -> list[float]:
         """One-way seconds of one hidden state into each stage, without the way back."""
-        return [*self.hops_s[:-1], self.hops_s[-1] - self.back_s]
+        return [hop_s - back_s for hop_s, back_s in zip(self.hops_s, self.backs_s, strict=True)]
+
+    @property
+    def backs_s(self) -> list[float]:
+        """The part of each of ``hops_s`` that is the way back."""
+        return [*[0.0] * (len(self.hops_s) - 1), self.back_s]
 
     @property
     def into_first(self) -> Link:
         """The link that carries steps to the first stage."""
         return self.opened[-1]
+
+    @property
+    def from_last(self) -> Link:
+        """The link that brings results from the last stage."""
+        return self.opened[0]
 
     def join(self, epoch: int) -> None:
         """Attach the stages for ``epoch``, last to first, so that each finds the next one listening; measure all links.
@@ -116,7 +127,10 @@ class RingLinks:
 
     def _open(self, peer: Peer, route: bytes | None = None) -> None:
         protection = pinned(self._keys, peer.endpoint.key)
-        self.opened.append(Link(self._context, peer.data_address, max_data_frame_bytes(self._width), route, protection))
+        longest = max_data_frame_bytes(self._width)
+        if peer.welcome.has_head:
+            longest = max_result_frame_bytes(self._width, self._expected.vocabulary)
+        self.opened.append(Link(self._context, peer.data_address, longest, route, protection))
 
     def _attach(self, index: int, epoch: int, route: bytes, return_bytes_per_s: int) -> Attached:
         peer = self._peers[index]

@@ -7,12 +7,14 @@ compiles itself with a C++ compiler that a user may not have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from edgepp.backend.base import RowLogits
+from edgepp.backend.candidates import CandidateRow
 from edgepp.engine.constrained_decoding import Matcher
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import StageFault, UsageError
@@ -20,6 +22,16 @@ from edgepp.errors import StageFault, UsageError
 Logits = npt.NDArray[np.float32]
 
 _GREEDY_BELOW = 1e-5  # as in vLLM: a quotient by less overflows
+
+_DEPTHS = (5.0, 10.0)
+"""How far below the greatest log-probability filters look before they look at all tokens, which takes far longer."""
+
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIXING = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+"""Shift and factor of the two rounds of SplitMix64."""
 
 REPETITION_CONTEXT = 20
 """How many of the latest tokens a repetition penalty looks at, as in mlx-lm."""
@@ -51,6 +63,15 @@ class Sampler:
         self._matcher = matcher
         self._random = np.random.default_rng(None if options.seed is None else options.seed % (1 << 64))
         self._offsets = bool(options.frequency_penalty or options.presence_penalty or options.logit_bias)
+        takes_largest = (
+            matcher is None
+            and not self._offsets
+            and options.temperature < _GREEDY_BELOW
+            and options.repetition_penalty == 1.0
+        )
+        self.candidates = max(1, options.logprobs or 0) if takes_largest else 0
+        """How many of the likeliest tokens, with the log-sum-exp of all logits, are enough to draw from; 0 where whole
+        rows of logits are needed."""
         self._offset: Logits | None = None  # (V,): logit bias less penalties
         self._generated: set[int] = set()
 
@@ -63,8 +84,10 @@ class Sampler:
         """Ids of the only tokens that the constraint allows next; often none."""
         return [] if self._matcher is None else self._matcher.forced()
 
-    def __call__(self, logits: Logits, context: Sequence[int]) -> Sampled:
-        """The next token, from ``logits`` (V,) and the token ids so far, the last of ``context`` being the newest.
+    def __call__(self, row: RowLogits, context: Sequence[int]) -> Sampled:
+        """The next token, from logits (V,) and the token ids so far, the last of ``context`` being the newest.
+
+        In place of logits, as many ``candidates`` as are enough may be given.
 
         Raises:
             StageFault: the logits hold NaN or plus infinity, or nothing but minus infinity.
@@ -72,7 +95,12 @@ class Sampler:
                 follow, or allows only tokens that the model rules out.
         """
         options = self._options
-        check_logits(logits)
+        check_logits(row)
+        if self.candidates and options.logprobs is None:
+            return Sampled(int(row.argmax()))
+        if isinstance(row, CandidateRow):
+            return row_with_logprobs(row, options.logprobs or 0)
+        logits: Logits = np.asarray(row)
         if options.repetition_penalty != 1.0:
             logits = penalise_repetition(logits, context[-REPETITION_CONTEXT:], options.repetition_penalty)
         if self._offsets:
@@ -96,9 +124,9 @@ class Sampler:
         logprobs = filtered(logits, options)
         kept = np.flatnonzero(logprobs > -np.inf)
         scaled = logprobs[kept].astype(np.float64) / options.temperature
-        weights = np.exp(scaled - scaled.max()).cumsum()
-        drawn = weights.searchsorted(self._random.random() * weights[-1], side="right")
-        return int(kept[min(int(drawn), len(kept) - 1)])
+        weights = np.exp(scaled - scaled.max())
+        key = int(self._random.integers(1 << 64, dtype=np.uint64))
+        return int(kept[_winner(weights, uniform_numbers(key, kept))])
 
     def _offset_of(self, vocabulary: int) -> Logits:
         if self._offset is None:
@@ -116,7 +144,40 @@ class Sampler:
             offset[token] -= self._options.presence_penalty
 
 
-def check_logits(logits: Logits) -> None:
+def uniform_numbers(key: int, tokens: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """One number between 0 and 1, both excluded, per token id, which depends on ``key`` and that id alone.
+
+    They are those of the generator SplitMix64 (Steele, Lea, Flood 2014), of which any one can be computed without the
+    others: so no token's number depends on which others the filters keep.
+    """
+    mixed = tokens.astype(np.uint64)
+    mixed += np.uint64(1)
+    mixed *= _GOLDEN_GAMMA
+    mixed += np.uint64(key)
+    for shift, factor in _MIXING:
+        mixed ^= mixed >> shift
+        mixed *= factor
+    mixed ^= mixed >> np.uint64(31)
+    mixed >>= np.uint64(12)
+    numbers = mixed.astype(np.float64)
+    numbers += 0.5
+    numbers *= 2.0**-52
+    return numbers
+
+
+def _winner(weights: npt.NDArray[np.float64], uniform: npt.NDArray[np.float64]) -> int:
+    """The index i of the greatest weight / -log(uniform): each with the probability weight / sum of weights.
+
+    Only the two in front decide, so rounding changes the winner far less often than it moves a boundary in a sum of
+    probabilities over the vocabulary. As -log(u) >= 1 - u, logarithms are taken only of those that may be in front.
+    """
+    heaviest = int(weights.argmax())
+    in_front = weights[heaviest] / -np.log(uniform[heaviest])
+    rivals = np.flatnonzero(weights >= in_front * (1.0 - uniform) * (1.0 - 1e-9))
+    return int(rivals[(weights[rivals] / -np.log(uniform[rivals])).argmax()])
+
+
+def check_logits(logits: RowLogits) -> None:
     """Check that ``logits`` (V,) give a distribution; minus infinity stands for a token that the model rules out.
 
     Raises:
@@ -141,6 +202,12 @@ def with_logprobs(logits: Logits, token: int, count: int) -> Sampled:
     return Sampled(token, float(logprobs[token]), top_logprobs)
 
 
+def row_with_logprobs(row: CandidateRow, count: int) -> Sampled:
+    """The likeliest token and the ``count`` likeliest tokens, each with its log-probability."""
+    (token, logprob), *_ = row.top_logprobs(1)
+    return Sampled(token, logprob, row.top_logprobs(count))
+
+
 def penalise_repetition(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
     """``logits`` (V,) with each id in ``recent`` less likely by the factor ``penalty`` (Keskar et al. 2019, 4.1)."""
     if not recent:
@@ -161,7 +228,7 @@ def filtered(logits: Logits, options: SamplingOptions) -> npt.NDArray[Any]:
     if options.min_p > 0.0:
         logprobs = _keep_from(logprobs, logprobs.max() + np.float32(np.log(options.min_p)))
     if 0 < options.top_k < len(logprobs):
-        logprobs = _keep_from(logprobs, np.partition(logprobs, -options.top_k)[-options.top_k])
+        logprobs = _keep_from(logprobs, _top_k_floor(logprobs, options.top_k))
     return logprobs
 
 
@@ -174,11 +241,34 @@ def _log_softmax(logits: Logits) -> npt.NDArray[Any]:
 
 def _top_p_floor(logprobs: npt.NDArray[Any], top_p: float) -> Any:
     """The smallest log-probability among the likeliest tokens that together reach ``top_p``."""
-    ordered = np.sort(logprobs)[::-1]
-    reached = np.exp(ordered).cumsum()
-    last = int(reached.searchsorted(top_p))
+    for likely in _likeliest(logprobs):
+        if len(likely) < len(logprobs) and np.exp(likely).sum() < top_p:
+            continue
+        ordered = np.sort(likely)[::-1]
+        reached = np.exp(ordered).cumsum()
+        last = int(reached.searchsorted(top_p))
+        if last < len(ordered) or len(ordered) == len(logprobs):
+            break
     floor: Any = ordered[min(last, len(ordered) - 1)]
     return floor
+
+
+def _top_k_floor(logprobs: npt.NDArray[Any], top_k: int) -> Any:
+    """The ``top_k``-th greatest log-probability, where there are more tokens."""
+    likely = next(likely for likely in _likeliest(logprobs) if len(likely) >= top_k)
+    floor: Any = np.partition(likely, -top_k)[-top_k]
+    return floor
+
+
+def _likeliest(logprobs: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The log-probabilities of few of the likeliest tokens, then of more, at last all ``logprobs`` (V,).
+
+    Each array holds all that are greater than its least, so what follows from the greatest alone is the same in each.
+    """
+    top = logprobs.max()
+    for depth in _DEPTHS:
+        yield logprobs[logprobs >= top - np.float32(depth)]
+    yield logprobs
 
 
 def _keep_from(logprobs: npt.NDArray[Any], floor: Any) -> npt.NDArray[Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 
 from edgepp.engine.ring import StageInfo, StageStats
+from edgepp.engine.same_weights import Holder, PipelineWeights
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
+from edgepp.tracing.clock_offset import ClockOffset
 from edgepp.wire.address import Address
+from edgepp.wire.frame_marks import clock_us
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Message
@@ -45,6 +48,10 @@ class Expectation:
     hidden_size: int
     exact: bool
     commit: str = ""
+    vocabulary: int = 0
+    """Number of token ids, for a last stage that has the output head."""
+    weights: PipelineWeights | None = field(default=None, compare=False)
+    """The weights that the pipeline has had; None where nobody looks at them."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,13 @@ class Peer:
     busy_us: int = 0
     """Microseconds that the stage had been computing its current step at that time; 0 if idle."""
     stats: StageStats = _NO_STATS
+    clock: ClockOffset = field(default_factory=ClockOffset)
+    """How the stage's clock differs from this one's, by the answers to pings."""
 
     def take(self, pong: Pong, reconnects: int, now_s: float) -> None:
         """Take the stage's answer to a ping. ``reconnects`` counts the coordinator's connections made again."""
         self.heard_s, self.busy_us = now_s, pong.busy_us
+        self.clock.add(pong.asked_us, pong.received_us, pong.answered_us, clock_us())
         self.stats = StageStats(
             pong.sequences,
             pong.kv_bytes,
@@ -81,9 +91,10 @@ class Peer:
             pong.received_bytes,
             pong.sent_bytes,
             pong.reconnects + reconnects,
+            void=pong.void,
         )
 
-    def info(self, index: int, hop_s: float, bytes_per_s: int) -> StageInfo:
+    def info(self, index: int, hop_s: float, back_s: float, bytes_per_s: float) -> StageInfo:
         """The stage as number ``index`` of a ring, with what was measured of the link into it."""
         welcome = self.welcome
         return StageInfo(
@@ -99,7 +110,9 @@ class Peer:
             prefill_s=welcome.prefill_us / 1e6,
             decode_s=welcome.decode_us / 1e6,
             rewinds=welcome.rewinds,
+            has_head=welcome.has_head,
             hop_s=hop_s,
+            back_s=back_s,
             bytes_per_s=float(bytes_per_s),
         )
 
@@ -123,6 +136,11 @@ class Peer:
         """Addresses of the data socket for other stages to try, first the one that answered the coordinator."""
         hosts = dict.fromkeys((self.address.host, *(address.host for address in self.endpoint.addresses)))
         return tuple(Address(host, self.welcome.data_port) for host in hosts)
+
+    @property
+    def holder(self) -> Holder:
+        """The stage's model folder."""
+        return Holder(str(self), self.welcome.folder, self.welcome.weights)
 
     def __str__(self) -> str:
         return f"the stage with layers {self.layers} on node {self.welcome.node} at {self.address}"
@@ -230,7 +248,7 @@ def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
     """Check that the stages are of the expected model, and that their layers cover it exactly once.
 
     Raises:
-        PlanError: layers are missing or overlap, or a stage has another model, revision or precision.
+        PlanError: layers are missing or overlap, or a stage has another model, revision, training or precision.
     """
     for peer in peers:
         if (peer.welcome.fingerprint, peer.welcome.num_layers) != (expected.fingerprint, expected.num_layers):
@@ -250,3 +268,5 @@ def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
         if expected.exact and not peer.welcome.exact:
             raise PlanError(f"{peer} does not compute exactly", "restart it with --exact, or chat without")
     check_tiling([peer.layers for peer in peers], expected.num_layers)
+    if expected.weights is not None:
+        expected.weights.check([(peer.layers, peer.holder) for peer in peers])

@@ -20,12 +20,15 @@ from edgepp.engine.ring import StageInfo, StageStats
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.stage_handshake import Peer
 from edgepp.errors import StageLost
+from edgepp.wire.frame_marks import clock_us
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.control import Ping, Pong
 from edgepp.wire.port_probe import PortProbe
 
 PING_S = 0.5
 """Seconds between two pings of a stage."""
+_FIRST_PINGS, _FIRST_PING_S = 8, 0.025
+"""The first pings of a ring follow one another faster, since they show how the clocks of the stages differ."""
 SUSPECT_S = 2.0
 """Seconds without an answer to a ping after which a stage is suspect."""
 LOST_S = 5.0
@@ -54,13 +57,18 @@ class StageWatch:
         self._listening: set[int] = set()
         """Stages without a connection at whose port a program listened, by the last probe that has ended."""
         self._looked_s = self._pinged_s = time.monotonic()
+        self._num_pings = 0
         for peer in peers:
             peer.heard_s = self._looked_s
 
     @property
+    def _ping_interval_s(self) -> float:
+        return PING_S if self._num_pings >= _FIRST_PINGS else _FIRST_PING_S
+
+    @property
     def wait_s(self) -> float:
         """Seconds until ``look`` is due again."""
-        return _PROBE_S / 4 if self._probes else PING_S / 2
+        return _PROBE_S / 4 if self._probes else self._ping_interval_s / 2
 
     @property
     def reconnects(self) -> int:
@@ -70,7 +78,12 @@ class StageWatch:
     def stats(self) -> list[StageStats]:
         """Each stage's state by its last answer to a ping. Safe from any thread."""
         now_s = time.monotonic()
-        return [replace(peer.stats, silent_s=max(0.0, now_s - peer.heard_s)) for peer in self._peers]
+        found = []
+        for peer in self._peers:
+            clock, silent_s = peer.clock.at(clock_us()), max(0.0, now_s - peer.heard_s)
+            known = (clock.offset_us / 1e6, clock.error_us / 1e6) if clock.is_known else (None, None)
+            found.append(replace(peer.stats, silent_s=silent_s, clock_offset_s=known[0], clock_error_s=known[1]))
+        return found
 
     def heard(self, index: int, pong: Pong) -> StageLost | None:
         """Take a stage's answer to a ping; the loss if it was started again since."""
@@ -86,8 +99,8 @@ class StageWatch:
         """
         now_s = time.monotonic()
         self._forgive(now_s)
-        if now_s - self._pinged_s >= PING_S:
-            self._pinged_s = now_s
+        if now_s - self._pinged_s >= self._ping_interval_s:
+            self._pinged_s, self._num_pings = now_s, self._num_pings + 1
             for link in self._links.opened:
                 link.enforce_limits()
             for index in range(len(self._peers)):
@@ -137,7 +150,7 @@ class StageWatch:
         )
 
     def _ping(self, index: int) -> None:
-        self._peers[index].control.send([encode(Ping(self._epoch))])
+        self._peers[index].control.send([encode(Ping(self._epoch, clock_us()))])
 
     def _reconnected(self, index: int) -> None:
         """Ask a stage that was without a connection whether it is the same process as before."""

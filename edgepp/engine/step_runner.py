@@ -6,6 +6,7 @@ Belongs to the engine thread. An error in the work for one request ends that req
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,23 +14,46 @@ from edgepp.backend.base import EmbeddingAndHead
 from edgepp.engine.core import EngineCore
 from edgepp.engine.engine_request import AnswerEvent, EngineRequest, request_failure
 from edgepp.engine.request import FinishReason
-from edgepp.engine.request_isolation import GuardedEnds, Rows
-from edgepp.engine.ring import Failed, Returned, Ring, Send, SendBatch
+from edgepp.engine.request_isolation import GuardedEnds
+from edgepp.engine.request_status import RequestStatus
+from edgepp.engine.ring import HIDDEN_STATES, Failed, ResultKind, Returned, Ring, Send, SendBatch
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk
-from edgepp.engine.speculation import SpeculationCosts
+from edgepp.engine.speculation import GuessPlan, SpeculationCosts
+from edgepp.engine.step_totals import StepTotals
+from edgepp.engine.step_tracing import begin_step, embedded, ended, settle_guesses
+from edgepp.engine.token_drawing import DrawingThread, Draws, StepResult, draw
+from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError, StageFault
 from edgepp.model.weights.checkpoint import Array
+from edgepp.tracing.request_trace import StepKind, StepTrace
 
 
 class StepRunner:
     """Runs the steps of one core over one ring."""
 
-    def __init__(self, core: EngineCore[EngineRequest], ring: Ring, ends: EmbeddingAndHead) -> None:
-        """``ends`` are the model's embedding and output head."""
+    def __init__(
+        self,
+        core: EngineCore[EngineRequest],
+        ring: Ring,
+        ends: EmbeddingAndHead,
+        drawing: DrawingThread | None = None,
+        *,
+        together: bool = False,
+    ) -> None:
+        """``ends`` are the model's embedding and output head; ``together`` lets one step carry several guesses.
+
+        Tokens are drawn in the thread ``drawing`` while other steps go on; its owner gives ``take_drawn`` what came.
+        """
         self._core, self._ring, self._ends = core, ring, GuardedEnds(ends)
+        self._has_head = ring.stages[-1].has_head
         self._hops_s = sum(stage.hop_s for stage in ring.stages)
         plain_s = sum(stage.decode_s for stage in ring.stages) + self._hops_s
-        self._costs = SpeculationCosts(plain_s, sum(stage.prefill_s for stage in ring.stages))
+        guess_s, busiest_s = sum(one.prefill_s for one in ring.stages), max(one.decode_s for one in ring.stages)
+        self._costs = SpeculationCosts(plain_s, guess_s, busiest_s)
+        self._drawing = drawing
+        self._together = together
+        self.totals = StepTotals(len(ring.stages))
+        """Where the time of steps went on this ring."""
         self._unpublished: list[tuple[EngineRequest, AnswerEvent]] = []
 
     def publish(self) -> None:
@@ -39,43 +63,102 @@ class StepRunner:
         self._unpublished.clear()
 
     def send_next(self) -> bool:
-        """Send the core's next step; whether there was one."""
+        """Send the core's next step, or else a guess; whether there was one."""
         match self._core.next_step():
             case None:
-                return False
+                return self._send_guess()
             case PrefillChunk() as chunk:
                 self._send_chunk(chunk)
             case MicroBatch(sequences=(sequence,), positions=(position,), guesses=True):
-                self._send_guesses(self._core.live[sequence], position)
+                self._send_alone(self._core.live[sequence], position)
             case MicroBatch() as batch:
                 self._send_batch(batch)
         return True
 
+    def _embed(
+        self, request: EngineRequest, kind: StepKind, tokens: Sequence[int], position: int
+    ) -> tuple[Array, StepTrace | None]:
+        """The hidden states (T, D) of T ``tokens`` from ``position`` on, and the record of the step that they begin."""
+        trace = begin_step((request,), kind, position, len(tokens))
+        hidden = self._ends.embed(tokens, position)
+        embedded(trace)
+        return hidden, trace
+
     def _send_chunk(self, chunk: PrefillChunk) -> None:
         request = self._core.live[chunk.sequence]
+        name = request.request_id if request.source or not chunk.start else ""
         try:
-            hidden = self._ends.embed(request.ids[chunk.start : chunk.stop], chunk.start)
-            step = Send(chunk.sequence, chunk.start, request.capacity, int(chunk.last), hidden, request.source)
+            hidden, trace = self._embed(request, "prefill", request.ids[chunk.start : chunk.stop], chunk.start)
+            kind = self._result_for(request) if chunk.last else HIDDEN_STATES
+            step = Send(
+                chunk.sequence,
+                chunk.start,
+                request.capacity,
+                int(chunk.last),
+                hidden,
+                request.source,
+                kind,
+                name,
+                trace,
+            )
             self._ring.send(step)
         except BaseException as error:  # noqa: BLE001 - the boundary of one request
             self._abandon(request, error, "sending its prompt")
 
-    def _send_guesses(self, request: EngineRequest, position: int) -> None:
-        """Send the newest token with guesses of the next ones, which the same trip round the ring verifies."""
-        request.sent_s = time.perf_counter()
+    def _plan(self, request: EngineRequest) -> GuessPlan:
+        return request.speculation.plan(self._costs, behind=self._ring.overlaps, together=self._together)
+
+    def _send_guess(self) -> bool:
+        """Send one guess as a step of its own; whether there was one."""
+        for request in self._core.guessable():
+            try:
+                token = request.guess_behind(self._plan(request), self._ends.vocabulary)
+            except BaseException as error:  # noqa: BLE001 - the boundary of one request
+                self._abandon(request, error, "guessing its next token")
+                continue
+            if token is not None and self._send_behind(request, token):
+                return True
+        return False
+
+    def _send_behind(self, request: EngineRequest, token: int) -> bool:
+        """Send ``token`` behind all that is in the ring of a request; False where it cannot be embedded."""
+        position = len(request.ids) + len(request.guesses)
         try:
-            guesses = request.guess(self._costs, self._ends.vocabulary)
+            hidden, trace = self._embed(request, "guess", (token,), position)
+        except BaseException as error:  # noqa: BLE001 - the answer goes on without guesses
+            failure(error, f"embedding a guess for request {request.id}")
+            request.stop_guessing()
+            return False
+        self._core.guessed(request, token)
+        try:
+            kind = self._result_for(request)
+            self._ring.send(Send(request.sequence, position, request.capacity, 1, hidden, result=kind, trace=trace))
+        except BaseException as error:  # noqa: BLE001 - the boundary of one request
+            self._abandon(request, error, "sending a guess")
+        return True
+
+    def _send_alone(self, request: EngineRequest, position: int) -> None:
+        """Send the newest token of one request, with guesses in the same step where that pays and is allowed."""
+        request.speculation.sent_s = time.perf_counter()
+        try:
+            guesses = request.guesses_together(self._plan(request), self._ends.vocabulary) if self._together else ()
             tokens = (request.ids[position], *guesses)
-            hidden = self._ends.embed(tokens, position)
+            hidden, trace = self._embed(request, "decode", tokens, position)
             self._core.speculate(request, guesses)
-            self._ring.send(Send(request.sequence, position, request.capacity, len(tokens), hidden))
+            kind = self._result_for(request)
+            self._ring.send(
+                Send(request.sequence, position, request.capacity, len(tokens), hidden, result=kind, trace=trace)
+            )
         except BaseException as error:  # noqa: BLE001 - the boundary of one request
             self._abandon(request, error, "sending its newest token")
 
     def _send_batch(self, batch: MicroBatch) -> None:
         live = self._core.live
         tokens = [live[at].ids[position] for at, position in zip(batch.sequences, batch.positions, strict=True)]
+        requests = [live[sequence] for sequence in batch.sequences]
+        trace = begin_step(requests, "decode", batch.positions[0], len(requests))
         rows = self._ends.embed_each(tokens, batch.positions)
+        embedded(trace)
         good: list[tuple[int, int, Array]] = []
         for sequence, position, row in zip(batch.sequences, batch.positions, rows, strict=True):
             if isinstance(row, BaseException):
@@ -86,10 +169,18 @@ class StepRunner:
             return
         sequences, positions, hidden = zip(*good, strict=True)
         try:
-            self._ring.send(SendBatch(sequences, positions, np.concatenate(hidden)))
+            kind = self._result_for(*(live[sequence] for sequence in sequences))
+            self._ring.send(SendBatch(sequences, positions, np.concatenate(hidden), kind, trace))
         except BaseException as error:  # noqa: BLE001 - the boundary of this batch's requests
             for sequence in sequences:
                 self._abandon(live[sequence], error, "sending its newest token")
+
+    def _result_for(self, *requests: EngineRequest) -> ResultKind:
+        """What a step has to return for these ``requests``: the least that all of them can draw from."""
+        if not self._has_head:
+            return HIDDEN_STATES
+        counts = [request.sampler.candidates for request in requests]
+        return ResultKind("candidates", max(counts)) if all(counts) else ResultKind("logits")
 
     def take(self, event: Returned | Failed) -> None:
         """Handle the result of a step, or the failure of a sequence."""
@@ -100,36 +191,54 @@ class StepRunner:
 
     def _returned(self, event: Returned) -> None:
         """Sample for every request that the core names as due."""
+        decodes = True
         for sequence in event.sequences:
             if (request := self._core.live.get(sequence)) is not None:
+                decodes = request.status.decodes
                 self._account(request, event)
+        rows = len(event.sequences) * event.positions
+        self.totals.add_step(rows, event.compute_s, event.queue_s, event.ring_s, decodes=decodes)
+        if len(event.sequences) == event.positions == 1:
+            self._costs.observe_stages(event.compute_s)
         due = self._core.returned(event.sequences, event.positions, event.compute_s)
         if not due:
             return
         requests, parts = zip(*due, strict=True)
         last = self._ring.stages[-1]
-        if parts[-1].stop > len(event.hidden):
-            for request in requests:
-                self._failed(request.sequence, StageFault(f"{last} returned too few hidden states"))
+        if parts[-1].stop > len(event.rows):
+            self.take_drawn([(one, StageFault(f"{last} returned too few rows")) for one in requests])
             return
-        for request, logits in zip(requests, self._ends.logits(event.hidden, parts, last), strict=True):
-            self._sample(request, logits)
+        result = StepResult(requests, parts, event.rows, event.result, last)
+        if self._drawing is not None and self._pays_beside(requests):
+            self._drawing.put(result)
+        else:
+            began_s = time.perf_counter()
+            draws = draw(self._ends, result)
+            self.totals.add_head(time.perf_counter() - began_s)
+            self.take_drawn(draws)
 
-    def _sample(self, request: EngineRequest, logits: Rows) -> None:
-        """Draw a request's next token, and one more per right guess."""
-        try:
-            if isinstance(logits, BaseException):
-                raise logits
-            tokens, reason = request.take(logits)
-        except BaseException as error:  # noqa: BLE001 - the boundary of one request
-            self._abandon(request, error, "drawing its next token")
-            return
-        self._unpublished += [(request, token) for token in tokens]
-        request.learn(self._costs, len(tokens), time.perf_counter())
-        if tokens:
-            self._core.sampled(request)
-        if reason is not None:
-            self.end(request, reason)
+    def _pays_beside(self, requests: Sequence[EngineRequest]) -> bool:
+        """Whether other steps go on while tokens are drawn, and no step of ``requests`` waits for these tokens."""
+        return not self._core.is_idle and not any(request.guesses for request in requests)
+
+    def take_drawn(self, draws: Draws) -> None:
+        """Add tokens to the answers of requests that have not ended meanwhile."""
+        for request, drawn in draws:
+            if request.status is RequestStatus.FINISHED:
+                continue
+            if isinstance(drawn, BaseException):
+                self._abandon(request, drawn, "drawing its next token")
+                continue
+            guesses = request.guesses
+            request.take(drawn)
+            self._unpublished += [(request, sampled.token) for sampled in drawn.tokens]
+            request.speculation.learn(request, self._costs, len(drawn.tokens), drawn.right, time.perf_counter())
+            if drawn.tokens:
+                settle_guesses(request, guesses)
+                self.totals.add_tokens(len(drawn.tokens))
+                self._core.sampled(request)
+            if drawn.reason is not None:
+                self.end(request, drawn.reason)
 
     def _account(self, request: EngineRequest, event: Returned) -> None:
         """Add a step's seconds to the request's stages; seconds on the wire are split by the measured hops."""
@@ -153,6 +262,7 @@ class StepRunner:
 
     def _ended(self, request: EngineRequest, event: FinishReason | EdgeppError) -> None:
         self._unpublished.append((request, event))
+        ended(request, event if isinstance(event, str) else type(event).__name__)
         request.stop_guessing()
 
     def _abandon(self, request: EngineRequest, error: BaseException, doing: str) -> None:

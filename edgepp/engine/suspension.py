@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from edgepp.engine.core import EngineCore
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.step_tracing import recovered
 from edgepp.engine.suspended_sequences import SuspendedSequence
-from edgepp.engine.timing import RecoveryKind
+from edgepp.engine.timing import RecoveryKind, Regained
 from edgepp.errors import EdgeppError, PoisonedRequest, StageLost
 
 SAME_FAULT_S = 15.0
@@ -122,8 +123,8 @@ class Suspension:
         """What the stages held when the requests paused."""
         return self._pause.sequences if self._pause is not None else []
 
-    def end(self, stages: tuple[StageInfo, ...], how: Callable[[int], RecoveryKind]) -> None:
-        """Let the requests go on over other ``stages``; the core has resumed, with what was rebuilt as ``how`` says."""
+    def end(self, stages: tuple[StageInfo, ...], regained: Callable[[int], Regained]) -> None:
+        """Let the requests go on over other ``stages``; ``regained`` says by sequence what the core resumed with."""
         pause, self._pause = self._pause, None
         if pause is None:
             return
@@ -131,9 +132,10 @@ class Suspension:
         for request in self._core.waiting:
             request.take_stages(stages)
             if request.id in pause.requests:
-                kind = how(sequences.get(request.id, 0))
-                request.recovery = (kind, pause.began_s)
-                self.recoveries[kind] = self.recoveries.get(kind, 0) + 1
+                found = regained(sequences.get(request.id, 0))
+                request.recovery = (found, pause.began_s)
+                recovered(request, pause.began_s, found.how, found.prefilled)
+                self.recoveries[found.how] = self.recoveries.get(found.how, 0) + 1
 
     def refuse(self, error: EdgeppError) -> None:
         """Tell who waits for a planned suspension that there will be none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,10 @@ class TextStream:
     def _decoded(self, token: int) -> str:
         """The text that the next token completes."""
         self.token_ids.append(token)
+        began_s = time.perf_counter()
         text = self._detokenizer.add(token)
+        if self._request.trace is not None:
+            self._request.trace.span("detokenise", began_s, time.perf_counter(), len(text))
         if self._request.options.sampling.logprobs is not None:
             sampled = self.sampled[len(self.token_ids) - 1]
             self._tokens.add(SpelledToken(token, self._spell(token), sampled), len(text))

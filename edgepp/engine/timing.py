@@ -16,6 +16,17 @@ class Recovery:
     how: RecoveryKind
     pause_s: float
     """Seconds from the loss to the next token."""
+    prefilled: int = 0
+    """Positions that all stages computed again: ``how`` brought the others back."""
+
+
+@dataclass(frozen=True)
+class Regained:
+    """What came of the keys and values of one request when another ring took over."""
+
+    how: RecoveryKind
+    prefilled: int
+    """``Recovery.prefilled``."""
 
 
 @dataclass

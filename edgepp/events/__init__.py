@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from edgepp.events.of_coordinator import (
+    DraftFailed,
+    DraftLoaded,
     LayersNotLoaded,
     ModelChanged,
     ModelNotChanged,
@@ -36,14 +38,17 @@ from edgepp.events.of_node import (
     CoordinatorReached,
     Measuring,
     StageFailed,
+    Woke,
 )
 
 CoordinatorEvent: TypeAlias = (
     Measuring | ClusterLeft | NodePaired | PairingFailed | NodeJoined | NodeMoved | NodeChanged | NodeRevoked
-    | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | PipelineOpened | PipelineNotOpened
-    | PipelineLost | StageSuspected | ModelChanged | ModelNotChanged | StepFailed
+    | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | DraftLoaded | DraftFailed | PipelineOpened
+    | PipelineNotOpened | PipelineLost | StageSuspected | ModelChanged | ModelNotChanged | StepFailed
 )  # fmt: skip
-NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorLost | CoordinatorReached | StageFailed | AssignmentChanged
+NodeEvent: TypeAlias = (
+    Measuring | ClusterLeft | CoordinatorLost | CoordinatorReached | Woke | StageFailed | AssignmentChanged
+)
 Event: TypeAlias = CoordinatorEvent | NodeEvent
 OnEvent: TypeAlias = Callable[[Event], None]
 """Receives events; safe to call from any thread."""
@@ -54,6 +59,8 @@ __all__ = [
     "CoordinatorEvent",
     "CoordinatorLost",
     "CoordinatorReached",
+    "DraftFailed",
+    "DraftLoaded",
     "Event",
     "LayersNotLoaded",
     "Measuring",
@@ -77,4 +84,5 @@ __all__ = [
     "StageFailed",
     "StageSuspected",
     "StepFailed",
+    "Woke",
 ]

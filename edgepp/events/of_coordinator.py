@@ -154,6 +154,29 @@ class LayersNotLoaded:
 
 
 @dataclass(frozen=True)
+class DraftLoaded:
+    """A node has loaded the small model with which it guesses tokens."""
+
+    name: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.name} guesses tokens with {self.model}"
+
+
+@dataclass(frozen=True)
+class DraftFailed:
+    """A node cannot guess tokens, or its drafting process ended; answers go on without its guesses."""
+
+    name: str
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.name} does not guess tokens: {self.reason}{'; ' * bool(self.hint)}{self.hint}"
+
+
+@dataclass(frozen=True)
 class PipelineOpened:
     """A pipeline over the stages of a plan is open: requests can be answered."""
 

@@ -51,6 +51,16 @@ class CoordinatorReached:
 
 
 @dataclass(frozen=True)
+class Woke:
+    """This machine has slept, and connects again at once; or its clock was set forward by as much."""
+
+    slept_s: float
+
+    def __str__(self) -> str:
+        return f"this machine slept for {self.slept_s:.0f} s, and connects again"
+
+
+@dataclass(frozen=True)
 class StageFailed:
     """A stage process of the node could not load, or ended."""
 

@@ -36,10 +36,12 @@ class ApiKey:
     """Hexadecimal SHA-256 of the secret."""
     created_s: int
     """Seconds since 1970."""
+    administers: bool = False
+    """Whether the key may change the cluster: invite, drain, change the model."""
 
 
-def add_key(name: str) -> str:
-    """Make a key, and return its secret, which is stored nowhere.
+def add_key(name: str, *, administers: bool = False) -> str:
+    """Make a key, and return its secret, which is stored nowhere; one that ``administers`` may change the cluster.
 
     Raises:
         UsageError: the name is malformed or in use, or there are too many keys.
@@ -56,7 +58,7 @@ def add_key(name: str) -> str:
         if len(keys) >= MAX_KEYS:
             raise UsageError(f"there are {MAX_KEYS} keys already", "drop some with `edgepp keys revoke NAME`")
         secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-        _store((*keys, ApiKey(name, _digest(secret), int(time.time()))))
+        _store((*keys, ApiKey(name, _digest(secret), int(time.time()), administers)))
     return secret
 
 
@@ -92,8 +94,8 @@ class KeyRing:
         self._seen: tuple[int, int, int] | None = None
         self._keys: tuple[ApiKey, ...] = ()
 
-    def owner(self, secret: str) -> str | None:
-        """The name of the key with this secret; None if there is none.
+    def find(self, secret: str) -> ApiKey | None:
+        """The key with this secret; None if there is none.
 
         Raises:
             EdgeppError: the file of the keys cannot be read.
@@ -101,7 +103,7 @@ class KeyRing:
         digest, found = _digest(secret), None
         for key in self._current():
             if hmac.compare_digest(key.digest, digest):
-                found = key.name
+                found = key
         return found
 
     def _current(self) -> tuple[ApiKey, ...]:
@@ -139,7 +141,8 @@ def _keys(stored: Mapping[str, Any]) -> tuple[ApiKey, ...] | None:
 
 def _key(entry: object) -> ApiKey | None:
     match entry:
-        case {"name": str(name), "digest": str(digest), "created_s": int(created_s)}:
-            if _NAME.fullmatch(name) and _DIGEST.fullmatch(digest):
-                return ApiKey(name, digest, created_s)
+        case {"name": str(name), "digest": str(digest), "created_s": int(created_s), **rest}:
+            administers = rest.get("administers", False)
+            if _NAME.fullmatch(name) and _DIGEST.fullmatch(digest) and isinstance(administers, bool):
+                return ApiKey(name, digest, created_s, administers)
     return None

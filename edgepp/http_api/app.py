@@ -7,7 +7,7 @@ from collections.abc import Callable
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edgepp.http_api import health, load_model, metrics
+from edgepp.http_api import bench_history, health, load_model, metrics, web_page
 from edgepp.http_api.access.authentication import Authentication
 from edgepp.http_api.access.bodies import Bodies
 from edgepp.http_api.access.content_types import ContentTypes
@@ -20,6 +20,7 @@ from edgepp.http_api.access.request_ids import RequestIds
 from edgepp.http_api.access.unread_bodies import UnreadBodies
 from edgepp.http_api.anthropic_api import messages
 from edgepp.http_api.api_keys import KeyRing
+from edgepp.http_api.cluster_api import routes as cluster
 from edgepp.http_api.http_options import HttpOptions, Limits
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.ollama_api import routes as ollama
@@ -28,9 +29,12 @@ from edgepp.http_api.openai_api import routes as chat
 from edgepp.http_api.openapi import described
 from edgepp.http_api.routing import Routing
 from edgepp.http_api.running_requests import RunningRequests
+from edgepp.http_api.traced_writes import TracedWrites
+from edgepp.tracing.request_trace import TraceLog
 
 RouteList = Callable[[ModelService], list[BaseRoute]]
 ROUTE_LISTS: tuple[RouteList, ...] = (
+    web_page.routes,
     chat.routes,
     responses.routes,
     messages.routes,
@@ -38,8 +42,10 @@ ROUTE_LISTS: tuple[RouteList, ...] = (
     health.routes,
     metrics.routes,
     load_model.routes,
+    cluster.routes,
+    bench_history.routes,
 )
-"""The ``routes`` of every module of an API; a new module is added here."""
+"""The ``routes`` of the web page, and of every module of an API; a new module is added here."""
 
 
 def make_app(
@@ -49,11 +55,14 @@ def make_app(
     *,
     key_required: bool,
     running: RunningRequests | None = None,
+    traces: TraceLog | None = None,
 ) -> ASGIApp:
-    """All APIs over ``service``, for a server with ``options``."""
+    """All APIs over ``service``, for a server with ``options``; ``traces`` are those of the newest requests."""
     routes = [route for routes in ROUTE_LISTS for route in routes(service)]
     running = running or RunningRequests()
     app = _prepared(Routing(described(routes)), service)
+    if traces is not None and traces.kept:
+        app = TracedWrites(app, traces)
     return guarded(app, options, limits, running, key_required=key_required)
 
 
@@ -75,7 +84,7 @@ def guarded(
     app = running.watched(app)
     app = FairUse(app, limits.num_requests_per_owner)
     app = ContentTypes(app)
-    app = Authentication(app, KeyRing(), required=key_required)
+    app = Authentication(app, KeyRing(), required=key_required, loopback_administers=not options.require_key)
     app = Origins(app, OriginNames(options.allow_origins))
     app = Hosts(app, HostNames(options.allow_hosts))
     app = HeadLimits(app, limits)

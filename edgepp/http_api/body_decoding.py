@@ -80,7 +80,7 @@ def _no_json(body: bytes, error: Exception) -> str:
 
 
 def _is_lenient_json(text: str) -> bool:
-    """Whether ``text`` is JSON but for surrogates, of which Python's own decoder takes halves."""
+    """Whether ``text`` is JSON except for surrogates, of which Python's own decoder takes halves."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):

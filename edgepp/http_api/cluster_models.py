@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import re
-import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from edgepp.coordinator.json_codec import encode_sampling
-from edgepp.coordinator.live_answer import OnEnded
-from edgepp.engine.frontend import ModelFrontend
+from edgepp.coordinator.ended_answer import OnEnded
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError, ModelError, PlanError, UsageError
 from edgepp.http_api.failures import RequestError
@@ -21,20 +17,18 @@ from edgepp.http_api.generation import IDLE_S, GenerationEvent, GenerationReques
 from edgepp.http_api.generator import LOAD_WAIT_S, LOADING_RETRY_S, Generator, request_error
 from edgepp.http_api.model_service import ServedModel
 from edgepp.http_api.model_text import ModelText
-from edgepp.model.catalogue.cards import Card, Shape
-from edgepp.model.catalogue.source import HubRepository, LocalFolder, Wheel, resolve
-from edgepp.model.config.quantisation import Quantisation
-from edgepp.model.shape import shape_of
+from edgepp.http_api.served_model_facts import LATEST_TAG, describe_model, plain_name
+from edgepp.model.catalogue.source import LocalFolder, resolve
 from edgepp.model.text.conversation import Prompt, TokenIds
 from edgepp.python_api.answer import Answer
-from edgepp.python_api.serving import ServedCluster
+from edgepp.python_api.served_cluster import Invitation, ServedCluster, local_owner
 from edgepp.tool_calls.tool_use import ToolUse
+from edgepp.tracing.request_trace import RequestTrace
 
 log = logging.getLogger("edgepp.http_api")
 
 _NAME = re.compile(r"[\w][\w./:@+-]{0,199}")
 """What a client may ask the catalogue for; a path, which would be looked up on this disk, does not match."""
-_LATEST = ":latest"
 _MAX_RETRY_S = 60.0
 
 
@@ -80,7 +74,7 @@ class ClusterModels:
             RequestError: no such model is served; the sentence says which one is.
         """
         model = self.model
-        if not name or _plain(name) in {_plain(one) for one in model.names} or self._means(name):
+        if not name or plain_name(name) in {plain_name(one) for one in model.names} or self._means(name):
             return model
         raise RequestError(
             "not_found",
@@ -126,7 +120,7 @@ class ClusterModels:
         Raises:
             RequestError: there is no such model, or it does not fit; the former one goes on.
         """
-        name = model.removesuffix(_LATEST)
+        name = model.removesuffix(LATEST_TAG)
         if not _NAME.fullmatch(name) or ".." in name:
             raise RequestError("not_found", f"there is no model called '{model:.200}'", parameter="model")
         try:
@@ -140,6 +134,28 @@ class ClusterModels:
             raise RequestError("overloaded", str(error), error.hint, retry_after_s=self.retry_after_s) from error
         except (ModelError, PlanError) as error:
             raise RequestError("invalid_request", str(error), error.hint, parameter="model") from error
+
+    async def invite(self) -> Invitation:
+        """A new invitation for one machine.
+
+        Raises:
+            RequestError: too many invitations are open, or none can be.
+        """
+        try:
+            return await self._cluster.invitation()
+        except EdgeppError as error:
+            raise RequestError("invalid_request", str(error), error.hint) from error
+
+    async def drain(self, node: str, *, undo: bool) -> Mapping[str, Any]:
+        """Begin to take a node's layers away, or let it run layers again: its name, and the layers that it has now.
+
+        Raises:
+            RequestError: no present node is called so, or the others cannot hold its layers.
+        """
+        try:
+            return await self._cluster.begin_drain(node, undo=undo)
+        except EdgeppError as error:
+            raise RequestError("invalid_request", str(error), error.hint, parameter="node") from error
 
     def observe(self, on_ended: OnEnded) -> None:
         """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
@@ -176,16 +192,36 @@ class ClusterModels:
         eta_s = loading.get("eta_seconds")
         return LOADING_RETRY_S if eta_s is None else min(max(1.0, eta_s), _MAX_RETRY_S)
 
-    def ask(self, text: ModelText, prompt: TokenIds, options: GenerateOptions, owner: str, wait_s: float) -> Answer:
-        """An answer to a prompt that ``text`` has encoded."""
-        return self._cluster.ask(prompt, options, owner=owner, wait_s=wait_s, encoded_by=text.frontend)
+    def begin_trace(self, request: GenerationRequest, began_s: float) -> RequestTrace | None:
+        """Begin the trace of a request that came at ``began_s``; None if it is not traced."""
+        return self._cluster.traces.begin(request.request_id, began_s, local_owner(request.owner))
+
+    def ask(
+        self,
+        text: ModelText,
+        prompt: TokenIds,
+        options: GenerateOptions,
+        request: GenerationRequest,
+        wait_s: float,
+        trace: RequestTrace | None,
+    ) -> Answer:
+        """An answer to a prompt that ``text`` has encoded, for ``request``."""
+        return self._cluster.ask(
+            prompt,
+            options,
+            owner=request.owner,
+            wait_s=wait_s,
+            encoded_by=text.frontend,
+            request_id=request.request_id,
+            trace=trace,
+        )
 
     def _now(self) -> _Current:
         """What is known of the model that the cluster runs now."""
         frontend, current = self._cluster.frontend, self._current
         if current is None or current.text.frontend is not frontend:
             text = ModelText.of(frontend)
-            current = self._current = _Current(text, _served_model(text, self._aliases, self.context))
+            current = self._current = _Current(text, describe_model(text, self._aliases, self.context))
         return current
 
     @property
@@ -194,7 +230,7 @@ class ClusterModels:
 
     def _means(self, name: str) -> bool:
         """Whether the catalogue resolves ``name``, such as ``llama3.2:3b``, to the model of this cluster."""
-        name = name.removesuffix(_LATEST)
+        name = name.removesuffix(LATEST_TAG)
         if not _NAME.fullmatch(name) or ".." in name:
             return False
         try:
@@ -210,65 +246,3 @@ class _Current:
 
     text: ModelText
     model: ServedModel
-
-
-def _served_model(text: ModelText, aliases: tuple[str, ...], context: int) -> ServedModel:
-    frontend = text.frontend
-    checkpoint, settings = frontend.checkpoint, frontend.checkpoint.settings
-    shape = shape_of(frontend.model, checkpoint)
-    fingerprint = f"{checkpoint.fingerprint} {checkpoint.commit}".strip()
-    return ServedModel(
-        name=frontend.model,
-        names=tuple(dict.fromkeys((*_names(frontend), *aliases))),
-        family=checkpoint.family,
-        context=context,
-        trained_context=checkpoint.context,
-        num_parameters=_num_parameters(shape),
-        hidden_size=checkpoint.hidden_size,
-        size_bytes=_size_bytes(shape),
-        quantization=_quantization(settings.quantisations.usual, shape.dtype),
-        digest=hashlib.sha256(fingerprint.encode()).hexdigest(),
-        created_s=int(time.time()),
-        template=frontend.tokenizer.template,
-        supports_tools=bool(frontend.tokenizer.template),
-        thinks=text.form.thinks,
-        state="loading",
-        sampling=encode_sampling(frontend.sampling),
-    )
-
-
-def _names(frontend: ModelFrontend) -> list[str]:
-    """The names of a model, as given first: its card's, its repository's, and each with the tag ``latest``."""
-    match resolve(frontend.model):
-        case HubRepository(name=repository, card=card):
-            names = [frontend.model, *([card.name] if card else []), repository]
-        case Wheel(card=card):
-            names = [frontend.model, card.name]
-        case LocalFolder(path=path):
-            names = [frontend.model, path.resolve().name]
-    return [*names, *(f"{name}{_LATEST}" for name in names if ":" not in name and "@" not in name)]
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix(_LATEST).casefold()
-
-
-def _num_parameters(shape: Shape) -> int:
-    return shape.num_weights() + shape.layers * sum(shape.layer_vectors().values()) + shape.hidden
-
-
-def _size_bytes(shape: Shape) -> int:
-    if isinstance(shape, Card):
-        return shape.bytes_total
-    return shape.layers * shape.layer_bytes() + shape.embedding_bytes() + shape.head_bytes()
-
-
-_FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-_BLOCKS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_1", 5: "Q5_1", 6: "Q6_K", 8: "Q8_0"}
-"""Names in GGUF of what comes nearest to MLX's affine quantisation, with a scale and a bias per group."""
-
-
-def _quantization(usual: Quantisation | None, dtype: str) -> str:
-    if usual is None:
-        return _FLOATS.get(dtype, "F16")
-    return _BLOCKS.get(usual.bits, f"Q{usual.bits}") if usual.mode == "affine" else usual.mode.upper()

@@ -34,7 +34,7 @@ log.addHandler(logging.NullHandler())
 log.propagate = False  # what a stranger sends must not fill the terminal
 
 
-class Connection(H11Protocol):
+class HttpConnection(H11Protocol):
     """A connection that ends when the client is slow, or when there are too many."""
 
     def __init__(
@@ -136,7 +136,7 @@ class Connection(H11Protocol):
 
     def _is_one_too_many(self) -> bool:
         host, ip = self.host, as_ip(self.host)
-        others = [one for one in self.connections if isinstance(one, Connection) and not one.is_refused]
+        others = [one for one in self.connections if isinstance(one, HttpConnection) and not one.is_refused]
         if ip is not None and not ip.is_loopback:
             same = sum(1 for one in others if one.host == host)
             if same > self._limits.num_connections_per_address:

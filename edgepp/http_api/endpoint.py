@@ -18,7 +18,7 @@ from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, InternalError, UsageError
 from edgepp.http_api.body_decoding import decoded
 from edgepp.http_api.closing import closing
-from edgepp.http_api.failures import FailureKind, RequestError
+from edgepp.http_api.failures import FailureKind, RequestError, not_allowed
 from edgepp.http_api.generation import GenerationEvent, Queued
 
 log = logging.getLogger("edgepp.http_api")
@@ -96,6 +96,22 @@ def request_id(request: Request) -> str:
 def owner(request: Request) -> str:
     """The name of the API key that the request came with; empty without one."""
     return str(request.scope.get("state", {}).get("owner", ""))
+
+
+def may_administer(request: Request) -> bool:
+    """Whether the request may change the cluster, as ``access.authentication`` has noted; False if it has not."""
+    return request.scope.get("state", {}).get("administers") is True
+
+
+def administering(handler: Handler) -> Handler:
+    """``handler``, which refuses requests that may not change the cluster."""
+
+    async def checked(request: Request) -> Response:
+        if not may_administer(request):
+            raise not_allowed()
+        return await handler(request)
+
+    return checked
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -19,7 +19,7 @@ FailureKind: TypeAlias = Literal[
     "rate_limited",  # 429
     "internal",  # 500
     "not_implemented",  # 501
-    "loading",  # 503: the cluster loads or plans anew
+    "loading",  # 503: the cluster loads or plans again
     "overloaded",  # 503, and 529 in Anthropic's API
     "stopped",  # 503: the server closes
 ]
@@ -81,3 +81,12 @@ class RequestError(EdgeppError):
     def status(self) -> int:
         """The HTTP status."""
         return STATUS[self.kind]
+
+
+def not_allowed() -> RequestError:
+    """The refusal of a change of the cluster by somebody who may not make it (``access.administration``)."""
+    return RequestError(
+        "permission",
+        "this changes the cluster, which needs a key that may administer it",
+        "make one with `edgepp keys add NAME --admin`, or open the page on the machine that serves",
+    )

@@ -30,9 +30,10 @@ from edgepp.model.text.conversation import Conversation, TokenIds
 from edgepp.python_api.answer import Answer
 from edgepp.python_api.question import choice_options
 from edgepp.tool_calls.tool_use import ToolUse
+from edgepp.tracing.request_trace import RequestTrace
 
 LOAD_WAIT_S = 20.0
-"""How long a request waits for a cluster that loads or plans anew, before it is refused."""
+"""How long a request waits for a cluster that loads or plans again, before it is refused."""
 _HELD_LOOK_S = 0.1
 BUSY_RETRY_S = 1.0
 LOADING_RETRY_S = 5.0
@@ -65,8 +66,19 @@ class Asked(Protocol):
     def retry_after_s(self) -> float:
         """When a cluster that loads may be ready."""
 
-    def ask(self, text: ModelText, prompt: TokenIds, options: GenerateOptions, owner: str, wait_s: float) -> Answer:
-        """An answer to a prompt that ``text`` has encoded."""
+    def begin_trace(self, request: GenerationRequest, began_s: float) -> RequestTrace | None:
+        """Begin the trace of a request that came at ``began_s``; None if it is not traced."""
+
+    def ask(
+        self,
+        text: ModelText,
+        prompt: TokenIds,
+        options: GenerateOptions,
+        request: GenerationRequest,
+        wait_s: float,
+        trace: RequestTrace | None,
+    ) -> Answer:
+        """An answer to a prompt that ``text`` has encoded, for ``request``."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +138,12 @@ class Generator:
         text, in_turns = self.cluster.text, isinstance(request.prompt, Conversation)
         tool_use = request.tool_use if in_turns else ToolUse()
         context = self.cluster.context
+        trace = self.cluster.begin_trace(request, began_s)
         encoded = await self.threads.run(
             request.owner, lambda: text.encode(request.prompt, tool_use, context, request.owner)
         )
+        if trace is not None:
+            trace.span("tokenise", began_s, time.perf_counter(), len(encoded.ids))
         options, opening = request.options, encoded.opening
         if in_turns:
             constraint = text.form.constraint(tool_use, opening, options.constraint)
@@ -136,7 +151,7 @@ class Generator:
         return [
             Choice(
                 number,
-                self.cluster.ask(text, tuple(encoded.ids), one, request.owner, until_s - time.monotonic()),
+                self.cluster.ask(text, tuple(encoded.ids), one, request, until_s - time.monotonic(), trace),
                 text.form.parser(tool_use, opening) if in_turns else PlainParser(),
                 text.spell,
                 began_s,

@@ -1,4 +1,7 @@
-"""``POST /v1/models/load``: the cluster changes its model, for everybody, and goes on with the old one if it cannot."""
+"""``POST /v1/models/load``: the cluster changes its model, for everybody, and goes on with the old one if it cannot.
+
+Who may do it: ``access.administration``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ class LoadBody(msgspec.Struct, frozen=True):
 def routes(service: ModelService) -> list[BaseRoute]:
     """The routes over ``service``."""
     load, form = load_model(service), error_form(service)
-    return [Operation("POST", "/v1/models/load", load, form, summary="Change the model.", body=LoadBody)]
+    return [
+        Operation("POST", "/v1/models/load", load, form, summary="Change the model.", body=LoadBody, administers=True)
+    ]
 
 
 def load_model(service: ModelService) -> Handler:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from edgepp.coordinator.live_answer import EndedAnswer
+from edgepp.coordinator.ended_answer import EndedAnswer
 from edgepp.engine.timing import RecoveryKind
 from edgepp.errors import EdgeppError
 from edgepp.http_api.model_service import ModelService
@@ -231,11 +231,13 @@ _STAGE_GAUGES = {
     "kv_bytes": ("stage_kv_bytes", "Bytes of keys and values."),
     "weight_bytes": ("stage_weight_bytes", "Bytes of weights."),
     "resident_bytes": ("stage_resident_bytes", "Memory of the stage process after loading."),
+    "clock_error_s": ("stage_clock_error_seconds", "Seconds by which times of the stage in traces may be wrong."),
     "progress": ("stage_load_progress_ratio", "The loaded part of the stage's layers."),
 }
 _STAGE_COUNTERS = {
     "frames": ("stage_frames", "Frames that the stage has computed."),
     "dropped": ("stage_dropped_frames", "Frames that the stage has dropped, such as those of freed sequences."),
+    "void": ("stage_void_frames", "Frames of wrong guesses that the stage did not compute."),
     "queue_s": (
         "stage_queue_seconds",
         "Seconds that steps waited at the stage for earlier steps, since the stages were joined; derived by the"

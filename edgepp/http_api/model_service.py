@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from edgepp.coordinator.live_answer import OnEnded
+from edgepp.coordinator.ended_answer import OnEnded
 from edgepp.http_api.generation import GenerationEvent, GenerationRequest
 from edgepp.model.text.conversation import Prompt
+from edgepp.python_api.served_cluster import Invitation
 from edgepp.tool_calls.tool_use import ToolUse
 
 
@@ -89,6 +90,20 @@ class ModelService(Protocol):
 
         Raises:
             RequestError: there is no such model, or it does not fit; the former one goes on.
+        """
+
+    async def invite(self) -> Invitation:
+        """A new invitation for one machine.
+
+        Raises:
+            RequestError: too many invitations are open, or none can be.
+        """
+
+    async def drain(self, node: str, *, undo: bool) -> Mapping[str, Any]:
+        """Begin to take a node's layers away, or let it run layers again: its name, and the layers that it has now.
+
+        Raises:
+            RequestError: no present node is called so, or the others cannot hold its layers.
         """
 
     def observe(self, on_ended: OnEnded) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from edgepp.http_api.endpoint import ErrorForm, Handler, endpoint
+from edgepp.http_api.endpoint import ErrorForm, Handler, administering, endpoint
 
 
 class Operation(Route):
@@ -21,6 +21,7 @@ class Operation(Route):
         *,
         summary: str,
         body: Any = None,
+        administers: bool = False,
     ) -> None:
         """Make a route.
 
@@ -31,8 +32,10 @@ class Operation(Route):
             form: How the API says that a request failed.
             summary: One line for /openapi.json.
             body: The type that decodes the JSON body, such as a msgspec struct; None if there is no body.
+            administers: Whether it changes the cluster for everybody, which not every client may.
         """
-        super().__init__(path, endpoint(handler, form), methods=[method], name=path)
+        allowed = administering(handler) if administers else handler
+        super().__init__(path, endpoint(allowed, form), methods=[method], name=path)
         self.method = method
         self.summary = summary
         self.body = body

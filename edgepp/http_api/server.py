@@ -22,7 +22,7 @@ from edgepp.errors import EdgeppError
 from edgepp.http_api.api_keys import add_key, load_keys
 from edgepp.http_api.app import make_app
 from edgepp.http_api.cluster_models import ClusterModels
-from edgepp.http_api.connection import Connection
+from edgepp.http_api.connection import HttpConnection
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generator import LOADING_RETRY_S
 from edgepp.http_api.http_options import EVERYWHERE, LOOPBACK, HttpOptions, Limits
@@ -85,8 +85,9 @@ class HttpServer(AsyncResource):
             self.new_key = add_key(_FIRST_KEY)
         models = self._models
         service = ClusterModels(models, self.options.aliases) if isinstance(models, ServedCluster) else models
-        running = RunningRequests()
-        app = make_app(service, self.options, self._limits, key_required=self.is_key_required, running=running)
+        traces = models.traces if isinstance(models, ServedCluster) else None
+        running, key_required = RunningRequests(), self.is_key_required
+        app = make_app(service, self.options, self._limits, key_required=key_required, running=running, traces=traces)
         stopped = _stopped(str(service.status().get("coordinator") or "the server"))
         server = self._server = _Server(_config(app, self._limits), self._limits, running, stopped)
         self._running = asyncio.create_task(server.serve(list(self._bound.sockets)))
@@ -174,7 +175,7 @@ def _config(app: Any, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
-        http=cast("type[asyncio.Protocol]", partial(Connection, limits)),
+        http=cast("type[asyncio.Protocol]", partial(HttpConnection, limits)),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -244,5 +245,5 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.01)
 
     @property
-    def _connections(self) -> list[Connection]:
-        return cast("list[Connection]", list(self.server_state.connections))
+    def _connections(self) -> list[HttpConnection]:
+        return cast("list[HttpConnection]", list(self.server_state.connections))

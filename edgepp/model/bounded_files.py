@@ -139,19 +139,25 @@ def shown(name: object, max_characters: int = 80) -> str:
     return one_line(str(name), max_characters)
 
 
-def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> int:
-    """Check that the small files of a model folder are regular and not too large; returns the sum of their bytes.
+def tokenizer_files(folder: Path) -> list[tuple[Path, int]]:
+    """The files in ``folder`` that libraries open when they read a tokenizer, each with its size in bytes.
 
-    Libraries open such files by name, and would wait for a pipe or read a device without end.
+    All are regular and not too large: libraries open them by name, and would wait for a pipe or read a device without
+    end.
 
     Raises:
         ModelError: a file is not regular, or too large; the sentence names the file.
     """
+    templates = folder / "additional_chat_templates"
+    return _checked_files(folder, TOKENIZER_FILES) + (_checked_files(templates, ("*",)) if templates.is_dir() else [])
+
+
+def _checked_files(folder: Path, patterns: Iterable[str]) -> list[tuple[Path, int]]:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
         raise unreadable(folder, error) from error
-    total = 0
+    checked = []
     for name in names:
         path = folder / name
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) or path.is_dir():
@@ -166,8 +172,8 @@ def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> i
         max_bytes = max_file_bytes(name)
         if status.st_size > max_bytes:
             raise ModelError(f"{path} has more than {max_bytes // MIB} MiB, which such a file cannot need", _PULL_HINT)
-        total += status.st_size
-    return total
+        checked.append((path, status.st_size))
+    return checked
 
 
 def max_file_bytes(name: str) -> int:

@@ -1,1 +1,1 @@
-"""A machine in a cluster: its agent, which talks to the coordinator, and the supervisors of its stage processes."""
+"""A machine in a cluster: an agent that talks to the coordinator, and supervisors of stage processes."""

@@ -20,11 +20,13 @@ from edgepp.cluster.discovery.network_interfaces import AddressWatch
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError
-from edgepp.events import CoordinatorReached, OnEvent, StageFailed
+from edgepp.events import CoordinatorReached, OnEvent, StageFailed, Woke
+from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.node.coordinator_search import CoordinatorSearch, expulsion
 from edgepp.node.offer import Offer
-from edgepp.node.supervisor import Report, StageSupervisor
-from edgepp.node.warming import LayerWarmer
+from edgepp.node.supervisor import Report
+from edgepp.node.workers import NodeOrder, NodeWorkers
+from edgepp.structured_log import name_process
 from edgepp.wire.address import Address
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
@@ -40,14 +42,10 @@ from edgepp.wire.messages.nodes import (
     HeartbeatAck,
     Leave,
     Leaving,
-    Load,
     NotLoaded,
-    Restart,
-    Retire,
-    Unload,
     View,
-    Warm,
 )
+from edgepp.wire.messages.rank_meetings import SumMeasured
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Link
@@ -76,14 +74,17 @@ class NodeAgent(threading.Thread):
         on_event: OnEvent,
         on_address_change: Callable[[], None] = lambda: None,
         on_view: Callable[[dict[str, Any]], None] = lambda _: None,
+        sleep: SleepInhibitor | None = None,
     ) -> None:
         """Prepare a node; ``start`` begins.
 
         ``coordinator_addresses`` returns the addresses at which the coordinator may be now. ``on_address_change`` is
         called when this machine has another address, or has slept; ``on_view`` with every new view of the cluster.
+        ``sleep`` keeps this machine awake while answers are under way; None lets it sleep.
         """
         super().__init__(name="node", daemon=True)
         self._identity = identity
+        name_process(identity.name)
         self._cluster = cluster
         self._offer = offer
         self._on_event = on_event
@@ -91,10 +92,13 @@ class NodeAgent(threading.Thread):
         self._on_view = on_view
         self._incarnation = secrets.randbits(62)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._outbox: Mailbox[Report | None] = Mailbox()
-        self._reports: deque[Report] = deque()
+        self._outbox: Mailbox[Report | SumMeasured | None] = Mailbox()
+        self._reports: deque[Report | SumMeasured] = deque()
         """Reports that no connection has taken yet, oldest first."""
         self._watch = AddressWatch()
+        self._sleep = sleep or SleepInhibitor(allow_sleep=True)
+        self._is_working = False
+        """Whether answers are under way, as the coordinator said last."""
         self._log_sampler = LogSampler()
         self._heartbeat_sent_s = self._heartbeat_s = self._heard_s = 0.0
         self._rtt_us = 0
@@ -111,21 +115,17 @@ class NodeAgent(threading.Thread):
         self._search = CoordinatorSearch(
             self._context, identity, cluster, coordinator_addresses, self._heartbeat, self._enrolment, on_event
         )
-        self._supervisors = [
-            StageSupervisor(
-                i,
-                offer.stage_settings(i, identity, cluster.coordinator.key),
-                self._outbox.put,
-                offer.memory_bytes // offer.stage_slots,
-            )
-            for i in range(offer.stage_slots)
-        ]
-        self._warmer = LayerWarmer(lambda: any(supervisor.is_loading for supervisor in self._supervisors))
+        self._workers = NodeWorkers(offer, identity, cluster.coordinator.key, self._outbox.put)
 
     @property
     def has_layers(self) -> bool:
         """Whether the node has a stage process, or starts one."""
-        return any(supervisor.is_busy for supervisor in self._supervisors)
+        return self._workers.has_layers
+
+    @property
+    def _computes(self) -> bool:
+        """Whether answers need this machine: for its layers, or since it coordinates."""
+        return self.has_layers or self._identity.node == self._cluster.coordinator.node
 
     def drain(self, given_up: threading.Event) -> None:
         """Ask the coordinator to move this node's layers to the others, and wait until it has.
@@ -153,9 +153,7 @@ class NodeAgent(threading.Thread):
 
     def run(self) -> None:
         """Take part in the cluster until closed, expelled or refused."""
-        for supervisor in self._supervisors:
-            supervisor.start()
-        self._warmer.start()
+        self._workers.start()
         try:
             while not self._closing:
                 link = self._search.find(lambda: self._closing)
@@ -164,15 +162,15 @@ class NodeAgent(threading.Thread):
                     try:
                         self._serve(link)
                     finally:
+                        self._is_working = False
+                        self._sleep.release()
                         link.close(linger_s=0.2)
         except EdgeppError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 - the boundary of the thread
             self.error = explained(error)
         finally:
-            self._warmer.close()
-            for supervisor in self._supervisors:
-                supervisor.close()
+            self._workers.close()
             self._context.term()
             self.ended.set()
 
@@ -185,10 +183,12 @@ class NodeAgent(threading.Thread):
 
     def _serve(self, link: Link) -> None:
         """Send heartbeats and handle messages until the node closes, moves, or misses the coordinator."""
-        poller = Poller[Report | None](link, self._outbox)
+        poller = Poller[Report | SumMeasured | None](link, self._outbox)
         while not self._closing:
             now_s = time.monotonic()
             if self._watch.changed():
+                if self._watch.slept_s:
+                    self._on_event(Woke(self._watch.slept_s))
                 self._on_address_change()
                 return
             if now_s - self._heard_s > COORDINATOR_SILENCE_S:
@@ -199,6 +199,7 @@ class NodeAgent(threading.Thread):
             if self._draining and now_s - self._leaving_sent_s >= HEARTBEAT_INTERVAL_S:  # a message may be lost
                 self._leaving_sent_s = now_s
                 link.send([encode(Leaving(self._incarnation))])
+            self._sleep.update(working=self._is_working and self._computes)
             for reader in poller.wait(0.1):
                 if reader is link:
                     self._receive(link)
@@ -215,8 +216,8 @@ class NodeAgent(threading.Thread):
         return self._offer.enrolment(self._identity.name, self._incarnation)
 
     def _heartbeat(self) -> Heartbeat:
-        free = self._offer.memory_bytes - sum(supervisor.resident_bytes for supervisor in self._supervisors)
-        return Heartbeat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
+        free = self._offer.memory_bytes - self._workers.resident_bytes
+        return Heartbeat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us, self._sleep.state)
 
     def _send_reports(self, link: Link) -> None:
         for report in self._outbox.drain():
@@ -237,7 +238,7 @@ class NodeAgent(threading.Thread):
                     return
                 message = decode(frames[0])
                 check_speaker(message, "cluster", "coordinator")
-                self._handle(link, message, frames)
+                self._take(link, message, frames)
             except RemoteProtocolError as error:
                 if self._log_sampler.should_log("frame", type(error).__name__):
                     log.warning("dropped a message of the coordinator: %s", error)
@@ -247,20 +248,19 @@ class NodeAgent(threading.Thread):
                 if self._log_sampler.should_log("message", type(error).__name__):
                     log.exception("a message of the coordinator failed")
 
-    def _handle(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
+    def _take(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
         self._heard_s = time.monotonic()
         match message:
             case HeartbeatAck():
+                self._is_working = message.working
                 if self._heartbeat_sent_s:
                     self._rtt_us, self._heartbeat_sent_s = int((self._heard_s - self._heartbeat_sent_s) * 1e6), 0.0
                 if not message.known:
                     link.send([encode(self._enrolment())])
             case View():
                 self._apply_view(decode_payload(frames))
-            case Load() | Unload() | Restart() | Retire() if message.slot < len(self._supervisors):
-                _pass_on(message, self._supervisors[message.slot])
-            case Warm():
-                self._warmer.warm(message)
+            case _ if isinstance(message, NodeOrder):
+                self._workers.follow(message)
             case Expelled():
                 link.send([encode(Leave(self._incarnation))])  # the coordinator waits for it before it closes
                 raise expulsion(self._cluster, message.reason)
@@ -277,17 +277,5 @@ class NodeAgent(threading.Thread):
         keys = view.get("keys")
         if not isinstance(keys, list) or not all(isinstance(key, str) and is_key(key) for key in keys):
             raise RemoteProtocolError("a view of the cluster without the keys of its members")
-        for supervisor in self._supervisors:
-            supervisor.admit(keys)
+        self._workers.admit(keys)
         self._on_view(view)
-
-
-def _pass_on(message: Load | Unload | Restart | Retire, supervisor: StageSupervisor) -> None:
-    """Pass an order of the coordinator to the supervisor of its slot."""
-    match message:
-        case Load():
-            supervisor.assign(message)
-        case Unload():
-            supervisor.assign(None)
-        case Restart() | Retire():
-            supervisor.order(message)

@@ -25,11 +25,14 @@ from edgepp.cluster.identity import (
 )
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.cluster.pairing.join import PairingOptions, pair_with_cluster
-from edgepp.errors import EdgeppError
+from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import AssignmentChanged, ClusterLeft, Measuring, OnEvent
+from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.layers import LayerRange
 from edgepp.model.cache import Progress
+from edgepp.model.catalogue.source import name_anywhere
 from edgepp.model.fetch import fetch
+from edgepp.model.tensor_shares import MAX_RANKS
 from edgepp.model.weights.model_parts import ModelParts
 from edgepp.node.agent import NodeAgent
 from edgepp.node.assignment import read_assignment
@@ -57,6 +60,22 @@ class MemberOptions:
     """Whether the speed probe computes in float32; how stages compute is the coordinator's decision."""
     listen: Address = field(default_factory=lambda: Address("*", 0))
     """Address of the stage's control socket."""
+    draft: str = ""
+    """Small model to guess tokens with, in place of running layers; empty for none."""
+    tensor: int = 1
+    """Machines, this one included, that are to share each layer of one stage; 1 for none."""
+    allow_sleep: bool = False
+    """Whether this machine may sleep while it computes answers."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tensor <= MAX_RANKS:
+            raise UsageError(
+                f"{self.tensor} machines cannot share a layer", f"--tensor takes 2 to {MAX_RANKS} machines"
+            )
+        if self.draft and self.tensor > 1:
+            raise UsageError("--draft and --tensor exclude each other", "a machine that guesses runs no layers")
+        if self.draft and self.pinned is not None:
+            raise UsageError("--draft and --layers exclude each other", "a machine that guesses runs no layers")
 
 
 class MemberService:
@@ -80,6 +99,7 @@ class MemberService:
         """
         self._owned = ExitStack()
         self._on_event = on_event
+        self._drafts = bool(options.draft)
         self._assignment: AssignmentChanged | None = None
         self._known_address: Address | None = None
         try:
@@ -109,6 +129,8 @@ class MemberService:
             backend=options.backend,
             pinned=options.pinned,
             listen=options.listen,
+            draft=name_anywhere(options.draft) if options.draft else "",
+            tensor=options.tensor,
         )
 
         def addresses() -> list[Address]:
@@ -120,7 +142,14 @@ class MemberService:
 
         on_address_change = browser.refresh if browser else _do_nothing
         self._agent = NodeAgent(
-            self.identity, self.cluster, offer, addresses, self._on_event, on_address_change, self._on_view
+            self.identity,
+            self.cluster,
+            offer,
+            addresses,
+            self._on_event,
+            on_address_change,
+            self._on_view,
+            SleepInhibitor(allow_sleep=options.allow_sleep),
         )
         self._agent.start()
         self._owned.callback(self._agent.close)
@@ -150,7 +179,7 @@ class MemberService:
     @property
     def has_layers(self) -> bool:
         """Whether the node has a stage process, or starts one."""
-        return self._agent.has_layers
+        return self._agent.has_layers and not self._drafts
 
     def drain(self, given_up: threading.Event) -> None:
         """Wait until the coordinator has moved this node's layers to the others, if it can; see ``NodeAgent.drain``."""

@@ -29,16 +29,23 @@ class Offer:
     """Layers of the first stage slot; None lets the coordinator decide."""
     listen: Address = field(default_factory=lambda: Address("*", 0))
     """Address of the control sockets; from a given port on, each stage slot takes two ports."""
+    draft: str = ""
+    """Small model to guess with, in place of running layers; empty for none."""
+    ranks: tuple[int, ...] = (1,)
+    """Weights of the processes of this machine that share each layer of a stage; one process unless there are more."""
+    tensor: int = 1
+    """Machines, this one included, that are to share each layer of one stage; 1 for none."""
 
     def stage_settings(self, index: int, identity: Identity, driver: str) -> StageSettings:
         """Settings of the stage process in slot ``index`` of ``identity``; ``driver`` is the coordinator's key."""
         return StageSettings(
-            policy=ComputePolicy.node(self.resources.threads, self.stage_slots),
+            policy=ComputePolicy.node(self.resources.threads, self.stage_slots * len(self.ranks)),
             backend=self.backend,
             listen=Address(self.listen.host, self.listen.port + 2 * index if self.listen.port else 0),
             node=identity.name,
             keys=identity.keys,
             driver=driver,
+            ranks=self.ranks,
         )
 
     def enrolment(self, name: str, incarnation: int) -> Enrol:
@@ -58,4 +65,7 @@ class Offer:
             stop=pinned.stop if pinned else 0,
             stream_bytes_per_s=int(resources.stream_bytes_per_s),
             flops_per_s=int(resources.flops_per_s),
+            half_ns=int(resources.half_s * 1e9),
+            draft=self.draft,
+            tensor=self.tensor,
         )

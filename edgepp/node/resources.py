@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from edgepp import __version__
+from edgepp.backend.device import cuda_package, device
 from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.model.cache import cache_dir, locked
@@ -33,7 +34,7 @@ log = logging.getLogger("edgepp.node")
 _RESERVE_BYTES = 512_000_000
 _RESERVE_DIVISOR = 20
 """The memory left to other programs is the larger of 512 MB and a twentieth of the available memory."""
-_PROBE_TIMEOUT_S = 60.0
+_PROBE_TIMEOUT_S = 240.0  # MLX compiles its kernels for a CUDA card when it first runs them
 _POLL_S = 0.1
 _LINUX = platform.system() == "Linux"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -53,6 +54,8 @@ class Resources:
     """Rate at which decode steps read weights."""
     flops_per_s: float
     """Floating-point operations per second of a prefill chunk."""
+    half_s: float
+    """Seconds that half of a layer takes a rank of a group beyond its part of the whole layer's time."""
 
 
 def parse_bytes(text: str) -> int:
@@ -78,10 +81,11 @@ def parse_bytes(text: str) -> int:
 def usable_memory(cap_bytes: int | None = None) -> int:
     """Bytes of memory for a model on this machine now, at most ``cap_bytes``.
 
-    On Apple silicon, the working set that Metal recommends. Elsewhere, the available memory without a reserve; on Linux
-    within the limits of the control groups of this process.
+    On Apple silicon, the working set that Metal recommends. With MLX's build for CUDA, the free memory of the card
+    without a reserve. Elsewhere, the available memory without a reserve; on Linux within the limits of the control
+    groups of this process.
     """
-    found = _metal_memory()
+    found = _gpu_memory()
     if found is None:
         found = free_memory()
     return found if cap_bytes is None else min(found, cap_bytes)
@@ -89,20 +93,31 @@ def usable_memory(cap_bytes: int | None = None) -> int:
 
 def free_memory() -> int:
     """Bytes of memory available now, without a reserve; on Linux within the control groups of this process."""
-    free = linux_memory() if _LINUX else psutil.virtual_memory().available
+    return _without_reserve(linux_memory() if _LINUX else psutil.virtual_memory().available)
+
+
+def free_model_memory() -> int:
+    """Bytes free now where stages hold their weights, without a reserve: on an NVIDIA card, or as ``free_memory``."""
+    card = _gpu_memory() if cuda_package() is not None else None
+    return free_memory() if card is None else card
+
+
+def _without_reserve(free: int) -> int:
     return max(0, free - max(_RESERVE_BYTES, free // _RESERVE_DIVISOR))
 
 
-def _metal_memory() -> int | None:
-    """Working set in bytes that Metal recommends; None without Metal. Not run on Apple silicon yet."""
-    if platform.system() != "Darwin":
+def _gpu_memory() -> int | None:
+    """Bytes for a model on the GPU of this machine; None without a GPU. Not run on Apple silicon yet."""
+    if platform.system() != "Darwin" and cuda_package() is None:
         return None  # without the import of MLX, which takes a second
     import mlx.core as mx
 
-    from edgepp.backend.device import has_metal
-
-    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0)) if has_metal() else 0
-    return recommended or None
+    match device():
+        case "metal":
+            return int(mx.device_info().get("max_recommended_working_set_size", 0)) or None
+        case "cuda":
+            return _without_reserve(int(mx.device_info(mx.gpu)["free_memory"]))
+    return None
 
 
 def linux_memory(root: Path = Path("/")) -> int:
@@ -156,10 +171,11 @@ def measure(
     on_measure: Callable[[], None] = lambda: None,
     given_up: threading.Event | None = None,
 ) -> Resources:
-    """Resources of this machine: memory as of now, and speed, which is measured once and then read from the cache.
+    """Resources of this machine: memory as of now, and speed, which is read from the cache once it was measured.
 
-    ``on_measure`` is called before a measurement, which takes some seconds in a child process. A measurement ends
-    early, with an error, when ``given_up`` is set.
+    What was measured beside busy programs counts until the next call, which measures again and takes the better of
+    each value. ``on_measure`` is called before a measurement, which takes some seconds in a child process. A
+    measurement ends early, with an error, when ``given_up`` is set.
 
     Raises:
         EdgeppError: The probe failed, or the cache cannot be locked.
@@ -169,14 +185,16 @@ def measure(
     file = cache_dir() / "speed" / f"{digest}.json"
     with locked(file.with_suffix(".lock")):  # two measurements at once would slow each other down
         found = _cached_speed(file)
-        if found is None:
+        if found is None or found.contended:
             on_measure()
-            found = _checked_speed(run_probe(backend, threads, exact, given_up))
+            found = _checked_speed(run_probe(backend, threads, exact, given_up)).or_better(found)
             try:
                 write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
             except OSError as error:
                 log.info("the measured speed cannot be written to the cache: %s", error)
-    return Resources(memory_bytes=usable_memory(), threads=threads, **asdict(found))
+    speed = asdict(found)
+    del speed["contended"]
+    return Resources(memory_bytes=usable_memory(), threads=threads, **speed)
 
 
 @dataclass(frozen=True)
@@ -185,6 +203,20 @@ class _Speed:
     device: str
     stream_bytes_per_s: float
     flops_per_s: float
+    half_s: float
+    contended: bool
+    """Other programs used cores that the measurement needed."""
+
+    def or_better(self, earlier: _Speed | None) -> _Speed:
+        """This measurement, with the better values of an earlier one where both are contended."""
+        if earlier is None or not self.contended:
+            return self
+        return replace(
+            self,
+            stream_bytes_per_s=max(self.stream_bytes_per_s, earlier.stream_bytes_per_s),
+            flops_per_s=max(self.flops_per_s, earlier.flops_per_s),
+            half_s=min(self.half_s, earlier.half_s),
+        )
 
 
 def _checked_speed(values: Any) -> _Speed:
@@ -198,11 +230,14 @@ def _checked_speed(values: Any) -> _Speed:
     for name in ("backend", "device"):
         if not isinstance(values.get(name), str):
             raise ValueError(f"{name} is {values.get(name)!r}")
-    for name in ("stream_bytes_per_s", "flops_per_s"):
+    rates = ("stream_bytes_per_s", "flops_per_s")
+    for name in (*rates, "half_s"):
         value = values.get(name)
-        if not isinstance(value, float) or not 0 < value < math.inf:
+        if not isinstance(value, float) or not 0 <= value < math.inf or (name in rates and not value):
             raise ValueError(f"{name} is {value!r}")
-    return _Speed(values["backend"], values["device"], values["stream_bytes_per_s"], values["flops_per_s"])
+    if not isinstance(values.get("contended"), bool):
+        raise ValueError(f"contended is {values.get('contended')!r}")
+    return _Speed(**{one.name: values[one.name] for one in fields(_Speed)})
 
 
 def _cached_speed(file: Path) -> _Speed | None:
@@ -217,7 +252,7 @@ def run_probe(backend: str, threads: int, exact: bool, given_up: threading.Event
     """Answer of the speed probe, which runs in a child process so that its memory is freed.
 
     Raises:
-        EdgeppError: The probe reported an error, died, or took more than a minute.
+        EdgeppError: The probe reported an error, died, or took more than four minutes.
     """
     with tempfile.TemporaryDirectory(prefix="edgepp-probe-", ignore_cleanup_errors=True) as folder:
         config = ProbeConfig(folder, backend, threads, exact)
@@ -257,7 +292,7 @@ def _ask(child: subprocess.Popen[bytes], line: bytes, given_up: threading.Event 
     except (BrokenPipeError, ValueError) as error:
         raise EdgeppError(
             "the speed probe ended without an answer",
-            "read the message that it printed above; without one, memory ran out or the probe took more than a minute",
+            "read the message that it printed above; without one, memory ran out or it took more than four minutes",
         ) from error
     return answer
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -60,6 +61,7 @@ class StageProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=stage_environment(config.policy.threads),
+            pass_fds=[found for found in config.rank.descriptors if found >= 0] if config.rank is not None else (),
         )
         try:
             stdin = self._pipe(self._process.stdin)
@@ -72,9 +74,12 @@ class StageProcess:
 
     def admit(self, keys: Sequence[str]) -> None:
         """Admit exactly these keys to the sockets of the child, from now on."""
+        self._tell({"admit": list(keys)})
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
         stdin = self._pipe(self._process.stdin)
         try:
-            stdin.write(json.dumps({"admit": list(keys)}).encode() + b"\n")
+            stdin.write(json.dumps(line).encode() + b"\n")
             stdin.flush()
         except (BrokenPipeError, ValueError):
             return  # the child has ended; ``wait`` tells
@@ -87,23 +92,44 @@ class StageProcess:
     def wait_ready(self, on_progress: OnProgress | None = None) -> Ready:
         """Wait until the child has loaded its layers.
 
+        The report of a rank other than rank 0 has the address on which it listens for the others, and no speed.
+
         Raises:
             EdgeppError: The child reported an error or died; it has ended then.
         """
+        event = self._wait_for("ready", on_progress)
+        values = {name: event[name] for name in Ready.__annotations__ if name != "address"}
+        return Ready(address=Address.parse(event["address"]), **values)
+
+    def wait_rank(self) -> str:
+        """Wait until the child, a rank of a stage, listens for the other ranks; the address on which it does.
+
+        Raises:
+            EdgeppError: The child reported an error or died; it has ended then.
+        """
+        return str(self._wait_for("rank")["address"])
+
+    def join_ranks(self, addresses: Sequence[str], keys: Sequence[str] = ()) -> None:
+        """Tell the child, a rank of a stage, the addresses of all ranks in their order, and their public keys.
+
+        A rank may have several addresses, separated by commas. Without ``keys`` all ranks have the key of the child.
+        """
+        self._tell({"ranks": list(addresses), "keys": list(keys)})
+
+    def _wait_for(self, name: str, on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """The child's next report called ``name``; reports of progress go to ``on_progress``."""
         for line in self._pipe(self._process.stdout):
             event: dict[str, Any] = json.loads(line)
-            match event["event"]:
-                case "progress" if on_progress is not None:
-                    on_progress(event["done"], event["total"])
-                case "ready":
-                    values = {name: event[name] for name in Ready.__annotations__ if name != "address"}
-                    return Ready(address=Address.parse(event["address"]), **values)
-                case "error":
-                    self.stop()
-                    raise EdgeppError(event["message"], event["hint"])
+            if event["event"] == name:
+                return event
+            if event["event"] == "progress" and on_progress is not None:
+                on_progress(event["done"], event["total"])
+            elif event["event"] == "error":
+                self.stop()
+                raise EdgeppError(event["message"], event["hint"])
         status = self.stop()
         raise EdgeppError(
-            f"the stage process for layers {self.config.layers} died while it loaded (exit status {status})",
+            f"{self.config.task} died while it loaded (exit status {status})",
             "status -9 usually means that memory ran out: give this machine fewer layers" if status == -9 else "",
         )
 
@@ -127,14 +153,19 @@ class StageProcess:
         except subprocess.TimeoutExpired:
             return None
 
+    def end_input(self) -> None:
+        """Let the child end by itself, without waiting for it."""
+        _close(self._process.stdin)
+
+    def why_ended(self) -> tuple[str, str]:
+        """Why the child, which has ended by itself, did: a sentence and a hint."""
+        status = self.stop()
+        return f"its stage process ended by itself (exit status {status})", memory_hint(status)
+
     def stop(self) -> int:
         """End the child, after ``STOP_TIMEOUT_S`` by force, and return its exit status."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue  # the child died without reading everything
+        self.end_input()
+        _close(self._process.stdout)
         status = self.wait(STOP_TIMEOUT_S)
         if status is None:
             self._process.kill()
@@ -146,6 +177,17 @@ class StageProcess:
         if pipe is None:
             raise EdgeppError("the stage process has no pipe")
         return pipe
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None and not pipe.closed:
+        with suppress(BrokenPipeError):  # the child died without reading everything
+            pipe.close()
+
+
+def memory_hint(status: int) -> str:
+    """What to do about a stage process that ended with ``status``, if that is known; else empty."""
+    return "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
 
 
 def check_listen(address: Address, *, insecure: bool) -> None:

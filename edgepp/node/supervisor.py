@@ -16,18 +16,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.model.weights.model_parts import ModelParts
-from edgepp.node.resources import free_memory
-from edgepp.node.slot_stages import SlotStage, SlotStages
+from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts
+from edgepp.node.load_progress import OnFetched, progress_reports
+from edgepp.node.rank_meeting import RankMeeting
+from edgepp.node.slot_stages import SlotStage, SlotStages, fits_beside
 from edgepp.node.stage_handle import Ready, StageProcess
-from edgepp.stage_process.config import StageSettings
+from edgepp.node.stage_ranks import StageChild, start_stage
+from edgepp.stage_process.config import RankConfig, StageConfig, StageSettings
 from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Restart, Retire
+from edgepp.wire.messages.rank_meetings import RankAt, RankListens
 from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.node")
@@ -36,9 +38,8 @@ EARLY_END_S = 10.0
 """A stage process that ends within this time of being ready has ended early."""
 MAX_EARLY_ENDS = 2
 """Early ends in a row after which the stage is not started again until the coordinator orders it."""
-_PROGRESS_S = 0.25
 
-Report = Loading | Loaded | NotLoaded
+Report = Loading | Loaded | NotLoaded | RankListens
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Assignment:
 class _Ended:
     """A stage process has ended, by itself or not."""
 
-    child: StageProcess
+    child: StageChild
 
 
 _Order = _Assignment | _Ended | Restart | Retire
@@ -80,9 +81,10 @@ class StageSupervisor(threading.Thread):
         self._closing = threading.Event()
         self._admitted: tuple[str, ...] = ()
         self._loading: Load | None = None
-        self._starting: StageProcess | None = None
+        self._starting: StageChild | None = None
         self._stages = SlotStages()
-        self._hanging: StageProcess | None = None
+        self._meeting = RankMeeting()
+        self._hanging: StageChild | None = None
         """The stage process that was ended because the coordinator found that it hangs."""
 
     @property
@@ -113,6 +115,11 @@ class StageSupervisor(threading.Thread):
         """Follow an order about a stage process, if the slot still has that process. Safe from any thread."""
         self._orders.put(order)
 
+    def tell(self, message: RankAt) -> None:
+        """Note where another rank of the slot's stage listens. Safe from any thread."""
+        if (loading := self._loading) is not None and loading.group == message.group:
+            self._meeting.tell(message)
+
     def admit(self, keys: Sequence[str]) -> None:
         """Admit exactly these keys to the stage. Safe from any thread."""
         self._admitted = tuple(keys)
@@ -135,11 +142,11 @@ class StageSupervisor(threading.Thread):
                 except Exception as error:
                     log.exception("stage slot %d failed", self._index)
                     running = self._stages.running
-                    self._stop()
+                    self._stop_all()
                     if running is not None:
                         self._report_failure(running.load, *_unexpected(error))
         finally:
-            self._stop()
+            self._stop_all()
 
     @property
     def _superseded(self) -> bool:
@@ -177,7 +184,7 @@ class StageSupervisor(threading.Thread):
     def _apply(self, load: Load | None) -> None:
         stages = self._stages
         if load is None or self._closing.is_set():
-            self._stop()
+            self._stop_all()
             return
         if stages.retired is not None and stages.retired.runs(load):
             stages.take_back()
@@ -207,61 +214,55 @@ class StageSupervisor(threading.Thread):
             self._loading = None
 
     def _start(self, load: Load, early_ends: int, speed_us: tuple[int, int] | None) -> None:
-        layers, stages = LayerRange(load.start, load.stop), self._stages
+        stages = self._stages
         stages.retire()
         if stages.retired is not None and (self._settings.listen.port or not stages.retired.passes_to(load)):
             stages.stop_retired()
-        path = fetch(load.model, ModelParts(layers=layers), self._progress(load, "fetching"))
-        if stages.retired is not None and not self._fits_beside(stages.retired.ready, path, layers):
+        parts = ALL_PARTS if load.drafts else ModelParts(layers=LayerRange(load.start, load.stop))
+        path = fetch(load.model, parts, self._progress(load, "fetching"))
+        if load.head:  # config.json, which says where the head is, has come with the layers
+            parts = replace(parts, head=Checkpoint.open(path).head_module)
+            path = fetch(load.model, parts, self._progress(load, "fetching"))
+        layers = parts.layers or LayerRange(0, Checkpoint.open(path).num_layers)
+        if stages.retired is not None and not fits_beside(stages.retired.ready, path, layers, self._memory_bytes):
             stages.stop_retired()
-        config = self._settings.config(
-            path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
-        )
-        self._starting = child = StageProcess(replace(config, speed_us=speed_us))
-        on_progress = self._progress(load, "loading")
-        ready = child.wait_ready(lambda done, total: on_progress(done, total, ""))
+
+        def configure(rank: RankConfig | None) -> StageConfig:
+            kv_bits, admit = load.kv_bits or None, self._admitted
+            config = self._settings.config(
+                path, load.model, layers, exact=load.exact, kv_bits=kv_bits, admit=admit, rank=rank
+            )
+            return replace(config, speed_us=speed_us, drafts=load.drafts)
+
+        child, ready = self._start_child(load, configure)
         self._starting = None
         stages.running = SlotStage(load, child, ready, time.monotonic(), early_ends)
         child.admit(self._admitted)  # the keys may have changed meanwhile
         self._report_loaded(stages.running)
         child.on_end(lambda: self._orders.put(_Ended(child)))
 
-    def _fits_beside(self, old: Ready, path: Path, layers: LayerRange) -> bool:
-        """Whether the memory suffices for a stage process of ``layers`` while ``old`` stays."""
-        weight_bytes = Checkpoint.open(path).layer_bytes(layers)
-        expected_bytes = weight_bytes * max(1.0, old.resident_bytes / max(1, old.weight_bytes))
-        return old.weight_bytes + weight_bytes <= self._memory_bytes and expected_bytes <= free_memory()
+    def _start_child(
+        self, load: Load, configure: Callable[[RankConfig | None], StageConfig]
+    ) -> tuple[StageChild, Ready]:
+        """The processes of this machine that run ``load``, and their report: one of many ranks, all ranks, or one."""
+        on_progress = self._progress(load, "loading")
 
-    def _progress(self, load: Load, activity: str) -> Callable[[int, int, str], None]:
-        reported_s = 0.0
+        def progress(done: int, total: int) -> None:
+            on_progress(done, total, "")
 
-        def progress(done: int, total: int, _: str) -> None:
-            nonlocal reported_s
-            if self._superseded:
-                raise EdgeppError("another assignment has arrived")
-            now_s = time.monotonic()
-            if now_s - reported_s >= _PROGRESS_S:
-                reported_s = now_s
-                self._report(Loading(load.plan_id, self._index, done, total, activity))
+        if load.group:
+            rank = StageProcess(configure(RankConfig(load.group, load.rank, load.weights, head=load.head)))
+            self._starting = rank
+            return rank, self._meeting.join(load, rank, self._report, lambda: self._superseded, progress)
+        child = start_stage((1,) if load.drafts else self._settings.ranks, configure)
+        self._starting = child
+        return child, child.wait_ready(progress)
 
-        return progress
+    def _progress(self, load: Load, activity: str) -> OnFetched:
+        return progress_reports(load, activity, self._report, lambda: self._superseded)
 
     def _report_loaded(self, stage: SlotStage) -> None:
-        load, ready = stage.load, stage.ready
-        self._report(
-            Loaded(
-                plan_id=load.plan_id,
-                slot=self._index,
-                port=ready.address.port,
-                pid=stage.child.pid,
-                backend=ready.backend,
-                device=ready.device,
-                weight_bytes=ready.weight_bytes,
-                resident_bytes=ready.resident_bytes,
-                prefill_us=ready.prefill_us,
-                decode_us=ready.decode_us,
-            )
-        )
+        self._report(stage.report(self._index))
 
     def _report_failure(self, load: Load, reason: str, hint: str) -> None:
         self._report(NotLoaded(load.plan_id, self._index, reason, hint))
@@ -271,17 +272,17 @@ class StageSupervisor(threading.Thread):
         early_ends = stage.early_ends + 1 if time.monotonic() - stage.ready_s < EARLY_END_S else 0
         restarting = early_ends < MAX_EARLY_ENDS
         self._stages.running = None
-        status = stage.child.stop()
+        reason, hint = stage.child.why_ended()
         if stage.child is self._hanging:
             reason, hint = "its stage process hung, and was ended", ""
-        else:
-            reason = f"its stage process ended by itself (exit status {status})"
-            hint = "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
+        elif stage.load.group and isinstance(stage.child, StageProcess):
+            lost = self._meeting.lost(stage.child.stop())
+            reason, hint = (lost, "") if lost else (reason, hint)
         self._report(NotLoaded(stage.load.plan_id, self._index, reason, hint, restarting))
         if restarting:
             self._load(stage.load, early_ends, (stage.ready.prefill_us, stage.ready.decode_us))
 
-    def _stop(self) -> None:
+    def _stop_all(self) -> None:
         """End all stage processes of the slot."""
         self._stop_starting()
         self._stages.stop()

@@ -10,8 +10,9 @@ from itertools import pairwise
 
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
+from edgepp.placement.costs import max_layers, memory_needed
 from edgepp.placement.search import Search
-from edgepp.placement.types import PlacementRequest, StageHost, max_layers, memory_needed
+from edgepp.placement.types import PlacementRequest, StageHost
 
 _CONTEXT_STEP = 256
 _STORED_BITS = ((8, 8.5), (4, 4.5))

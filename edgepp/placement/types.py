@@ -1,4 +1,4 @@
-"""Values of placement: sizes of a model, hosts, links, plans, and the cost of a plan.
+"""Values of placement: sizes of a model, hosts, links, requests and plans.
 
 Pure: no socket, no clock, no file. Units are bytes, seconds and FLOP/s; layer ranges are half-open.
 """
@@ -6,28 +6,45 @@ Pure: no socket, no clock, no file. Units are bytes, seconds and FLOP/s; layer r
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Literal
 
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape, token_flops
+from edgepp.model.config.model_config import PLAIN
+from edgepp.model.tensor_shares import TensorUnits, quantised_unit
 
 Policy = Literal["memory", "speed", "throughput"]
 
 FLOAT32_BYTES = 4
 _SCALE_BITS = 2
 """Bits per quantised key or value for the float32 scale and bias that 32 of them share."""
-_WORKING_BYTES = 64_000_000
-_WORKING_ROWS = 128 * 32
-"""Rows of working space: a prefill chunk of 128 tokens, with 32 activations of a hidden state's width per token."""
 
 
 def _positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
+
+
+@dataclass(frozen=True)
+class SharedLayer:
+    """What ranks that share a layer can divide."""
+
+    units: TensorUnits
+    attention_bytes: int
+    """Stored bytes of the attention's linears, divided by heads; the rest is divided by FFN columns."""
+
+    @classmethod
+    def of(cls, shape: Shape) -> SharedLayer | None:
+        """The layer of ``shape``; None where its family cannot be shared."""
+        if shape.family not in PLAIN:
+            return None
+        group = quantised_unit(shape.group_size) if shape.bits and shape.group_size else 1
+        columns = shape.heads // shape.kv_heads * shape.head_size
+        matrices = {name: shape.matrix_bytes(*sizes, shape.bits) for name, sizes in shape.layer_matrices().items()}
+        attention = sum(num_bytes for name, num_bytes in matrices.items() if name.startswith("self_attn"))
+        return cls(TensorUnits.of(shape.kv_heads, columns, shape.ffn, group, group), attention)
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,10 @@ class ModelSize:
     """Bytes of one position's keys and values in one layer."""
     layer_flops: int
     """FLOPs of one token in one layer, 2 per weight."""
+    shared: SharedLayer | None = None
+    """None where ranks cannot share the layers."""
+    head_bytes: int = 0
+    """Stored bytes of the output head, which is the embedding where the two are tied."""
 
     @classmethod
     def of(cls, shape: Shape, kv_bits: int | None = None) -> ModelSize:
@@ -60,6 +81,8 @@ class ModelSize:
             ends_bytes=shape.embedding_bytes() + shape.head_bytes(),
             kv_bytes=numbers * FLOAT32_BYTES if kv_bits is None else numbers * (kv_bits + _SCALE_BITS) // 8,
             layer_flops=token_flops(shape.layer_weights()),
+            shared=SharedLayer.of(shape),
+            head_bytes=shape.embedding_bytes() if shape.tied else shape.head_bytes(),
         )
 
     def with_copies(self, copies: int) -> ModelSize:
@@ -104,6 +127,12 @@ class StageHost:
     """Whether embedding and head take part of ``memory_bytes``; true for one host of the coordinator's machine."""
     name: str = ""
     """Name for people; empty: the id."""
+    half_s: float = 0.0
+    """Seconds that half of a layer takes a rank beyond its part of the whole layer's time."""
+    sums_s: float = 0.0
+    """Seconds per layer of a decode step of one row for partial sums and for halves; 0 for a stage of one process."""
+    groups_with: frozenset[str] = frozenset()
+    """Ids of the hosts that this one is made of, where it is a group."""
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 0 or not _positive(self.stream_bytes_per_s) or not _positive(self.flops_per_s):
@@ -117,8 +146,12 @@ class StageHost:
         return self.name or self.id
 
     def decode_bytes_per_s(self, size: ModelSize) -> float:
-        """Bytes of weights per second in a decode step of one row, limited by reading or by arithmetic."""
-        return min(self.stream_bytes_per_s, self.flops_per_s * size.layer_bytes / max(1, size.layer_flops))
+        """Bytes of weights per second in a decode step of one row, limited by reading or by arithmetic.
+
+        The time that sharing layers costs the ranks counts too.
+        """
+        rate = min(self.stream_bytes_per_s, self.flops_per_s * size.layer_bytes / max(1, size.layer_flops))
+        return rate / (1 + self.sums_s * rate / max(1, size.layer_bytes)) if self.sums_s else rate
 
     def divided(self, slots: int) -> tuple[StageHost, ...]:
         """``slots`` stage processes in place of one, with equal shares of memory and rates.
@@ -158,6 +191,10 @@ class LinkSpeed:
         """Seconds for which ``num_bytes`` occupy the link."""
         return num_bytes / self.bytes_per_s
 
+    def message_s(self, num_bytes: float) -> float:
+        """Seconds until ``num_bytes`` have arrived over the idle link."""
+        return self.latency_s + self.transfer_s(num_bytes)
+
 
 Links = Mapping[tuple[str, str], LinkSpeed]
 """Links by (node id, node id), in either order."""
@@ -169,6 +206,20 @@ UNKNOWN_LINK = LinkSpeed(latency_s=0.0005, bytes_per_s=100e6)
 def link_between(links: Links, one: str, other: str) -> LinkSpeed:
     """The link between two nodes, in either order; ``UNKNOWN_LINK`` where it was not measured."""
     return links.get((one, other)) or links.get((other, one)) or UNKNOWN_LINK
+
+
+SUM_SOFTWARE_S = 150e-6
+"""Seconds of a sum over two ranks beyond the link: encoding, encryption, waking (120 to 165 µs, bench/LOG.md)."""
+
+
+def sum_over(link: LinkSpeed) -> LinkSpeed:
+    """The expected cost of a sum over two ranks at both ends of ``link``, where it was not measured."""
+    return LinkSpeed(link.latency_s + SUM_SOFTWARE_S, link.bytes_per_s)
+
+
+def sums_s(size: ModelSize, cost: LinkSpeed, rows: int, ranks: int) -> float:
+    """Seconds in which ``ranks`` add both partial sums of a layer, for ``rows`` rows; each sends to all others."""
+    return 2 * cost.message_s((ranks - 1) * size.hidden_bytes(rows, FLOAT32_BYTES))
 
 
 @dataclass(frozen=True)
@@ -186,62 +237,3 @@ class Plan:
     """Assignment of layers to hosts: (host id, range) in pipeline order; the ranges tile the model."""
 
     stages: tuple[tuple[str, LayerRange], ...]
-
-
-def memory_needed(request: PlacementRequest, layers: int, ends: bool) -> int:
-    """Bytes that a stage of ``layers`` layers takes; ``ends`` adds embedding and head.
-
-    Weights count 1.25 times their stored bytes, because backends add float32 scales and packing (ONNX Runtime measured
-    1.2 to 1.4 on 4-bit layers). KV caches count in full; a constant and a prefill chunk are working space.
-    """
-    size = request.size
-    weights = layers * size.layer_bytes + (size.ends_bytes if ends else 0)
-    working = _WORKING_BYTES + size.hidden_bytes(_WORKING_ROWS)
-    return weights * 5 // 4 + layers * size.kv_bytes * request.context * request.max_sequences + working
-
-
-def max_layers(request: PlacementRequest, host: StageHost) -> int:
-    """Greatest number of layers, up to all, that the host's memory holds."""
-    counts = range(1, request.size.layers + 1)
-    return bisect_right(counts, host.memory_bytes, key=lambda n: memory_needed(request, n, host.coordinator))
-
-
-def hop_s(request: PlacementRequest, links: Links, start: str, end: str) -> float:
-    """Seconds of one hidden state (1, D) in float32 from node ``start`` to node ``end``; 0 within a node."""
-    if start == end:
-        return 0.0
-    link = link_between(links, start, end)
-    return link.latency_s + link.transfer_s(request.size.hidden_bytes(1))
-
-
-def _pass_s(size: ModelSize, host: StageHost, layers: LayerRange) -> float:
-    """Seconds for one row to pass the weights of ``layers`` on ``host``."""
-    return len(layers) * size.layer_bytes / host.decode_bytes_per_s(size)
-
-
-def decode_step_s(
-    request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
-) -> float:
-    """Predicted seconds of a decode step of one row: the pass of every stage, and N + 1 hops for N stages."""
-    by_id = {host.id: host for host in hosts}
-    weights_s = sum(_pass_s(request.size, by_id[host], layers) for host, layers in plan.stages)
-    path = [coordinator, *(by_id[host].node for host, _ in plan.stages), coordinator]
-    return weights_s + sum(hop_s(request, links, a, b) for a, b in pairwise(path))
-
-
-def slowest_stage_s(request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> float:
-    """Predicted decode seconds of the slowest stage, which bounds the token rate of many sequences together."""
-    by_id = {host.id: host for host in hosts}
-    return max(_pass_s(request.size, by_id[host], layers) for host, layers in plan.stages)
-
-
-def plan_cost_s(
-    request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
-) -> float:
-    """The quantity that the policy minimises: greatest layers per byte of a host's memory, or seconds."""
-    if request.policy == "speed":
-        return decode_step_s(request, plan, hosts, links, coordinator)
-    if request.policy == "throughput":
-        return slowest_stage_s(request, plan, hosts)
-    by_id = {host.id: host for host in hosts}
-    return max(len(layers) / max(1, by_id[host].memory_bytes) for host, layers in plan.stages)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from edgepp.errors import PlanError
 from edgepp.placement.types import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec, Node
-from edgepp.plan.layout import Layout, Question, make_layout
+from edgepp.plan.layout import ClusterQuestion, Layout, make_layout
 from edgepp.plan.machines import Machine
 from edgepp.plan.predict import Prediction, predict
 
@@ -52,7 +52,7 @@ class Change:
 # Needs of the links
 
 
-def needs(question: Question, layout: Layout) -> Iterator[Need]:
+def needs(question: ClusterQuestion, layout: Layout) -> Iterator[Need]:
     """Needs of the links for each time that the question asks for."""
     if question.tpot_s is not None:
         yield _need("tpot", question.tpot_s, question, layout, lambda prediction: prediction.one.tpot_s)
@@ -61,7 +61,7 @@ def needs(question: Question, layout: Layout) -> Iterator[Need]:
 
 
 def _need(
-    what: str, wanted_s: float, question: Question, layout: Layout, measure: Callable[[Prediction], float]
+    what: str, wanted_s: float, question: ClusterQuestion, layout: Layout, measure: Callable[[Prediction], float]
 ) -> Need:
     one = dataclasses.replace(question.workload, requests=(1,))
 
@@ -109,7 +109,7 @@ def _greatest(low: float, high: float, enough: Callable[[float], bool]) -> float
 # Changes that would help
 
 
-def changes(question: Question, layout: Layout) -> Iterator[Change]:
+def changes(question: ClusterQuestion, layout: Layout) -> Iterator[Change]:
     """Each change that makes an answer faster, placed and predicted again, in no order."""
     one = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1,)))
     now_s = layout.prediction.answer_s(question.workload)
@@ -122,7 +122,7 @@ def changes(question: Question, layout: Layout) -> Iterator[Change]:
             yield Change(what, then_s, now_s / then_s)
 
 
-def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Question, ClusterSpec]]:
+def _candidates(question: ClusterQuestion, layout: Layout) -> Iterator[tuple[str, ClusterQuestion, ClusterSpec]]:
     cluster = layout.cluster
     path = [cluster.coordinator.name, *(stage.machine.node for stage in layout.stages)]
     if any(a != b for a, b in pairwise(path)):

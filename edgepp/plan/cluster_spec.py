@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from edgepp.layers import LayerRange
+from edgepp.placement.costs import memory_needed, plan_cost_s
+from edgepp.placement.group_search import plans_with_group, with_groups
+from edgepp.placement.groups import fractions, host_called, parts_of, sum_cost
 from edgepp.placement.place import place
-from edgepp.placement.types import UNKNOWN_LINK, Links, LinkSpeed, PlacementRequest, Plan, StageHost, memory_needed
-from edgepp.plan.machines import Machine, Stage
+from edgepp.placement.types import UNKNOWN_LINK, Links, LinkSpeed, PlacementRequest, Plan, StageHost, sum_over
+from edgepp.plan.machines import Machine, Stage, shared_machine
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class ClusterSpec:
     nodes: tuple[Node, ...]
     named: Links = field(default_factory=dict)
     default: LinkSpeed = UNKNOWN_LINK
+    measured_sums: Links | None = None
+    """Cost of a sum over each pair of nodes that was measured; None: as expected of the links."""
 
     @property
     def coordinator(self) -> Node:
@@ -67,26 +72,52 @@ class ClusterSpec:
                 pinned=node.pinned,
                 coordinator=node is self.coordinator,
                 name=node.name,
+                half_s=node.machine.efficiency.half_s,
             ).divided(node.machine.lanes)
         )
 
-    def place(self, request: PlacementRequest) -> Plan:
-        """The plan that `edgepp serve` would make over ``hosts``.
+    @property
+    def sums(self) -> Links:
+        """Cost of a sum over two nodes, measured or expected."""
+        if self.measured_sums is not None:
+            return self.measured_sums
+        return {pair: sum_over(link) for pair, link in self.links.items()}
+
+    def place(self, request: PlacementRequest, tensor: int = 1) -> Plan:
+        """The plan that `edgepp serve` would make over ``hosts``; with ``tensor``, so many of them share a stage.
 
         Raises:
-            PlanError: the nodes cannot hold the model; the hint says what would help.
+            PlanError: the nodes cannot hold the model, or not share it; the hint says what would help.
         """
-        return place(request, self.hosts, self.links, self.coordinator.name)
+        name = self.coordinator.name
+        if tensor == 1:
+            return place(request, with_groups(request, self.hosts, self.links, self.sums, name), self.links, name)
+        plans = list(plans_with_group(request, self.hosts, self.links, self.sums, name, tensor))
+        speed = dataclasses.replace(request, policy="speed")
+        return min(plans, key=lambda found: plan_cost_s(speed, found[0], found[1], self.links, name))[0]
 
-    def stages(self, plan: Plan) -> tuple[Stage, ...]:
+    def stages(self, plan: Plan, request: PlacementRequest) -> tuple[Stage, ...]:
         """Stages of ``plan`` in order, with the machines of this cluster."""
+        return tuple(self._stage(host, layers, request) for host, layers in plan.stages)
+
+    def _stage(self, host: str, layers: LayerRange, request: PlacementRequest) -> Stage:
         machines = {node.name: node.machine for node in self.nodes}
-        nodes = {host.id: host.node for host in self.hosts}
-        return tuple(Stage(machines[nodes[host]], layers) for host, layers in plan.stages)
+        nodes = {one.id: one.node for one in self.hosts}
+        parts = parts_of(host)
+        members = [machines[nodes[part.host]] for part in parts]
+        if len(parts) == 1:
+            return Stage(members[0], layers)
+        names = tuple(machine.node for machine in members)
+        cost = sum_cost(self.sums, names) or sum_over(self.default)
+        _, shares = fractions(request, [part.weight for part in parts])
+        return Stage(shared_machine(members, shares, cost), layers, names)
 
     def stage_memory(self, request: PlacementRequest, plan: Plan) -> list[tuple[int, int]]:
-        """For each stage of ``plan``, the bytes that the stage needs and the bytes that its host offers."""
-        hosts = {host.id: host for host in self.hosts}
+        """For each stage of ``plan``, the bytes that the stage needs and the bytes that its host offers.
+
+        Machines that share layers count as one process that holds as many layers as they do.
+        """
+        hosts = {host: host_called(request, self.hosts, host, self.sums) for host, _ in plan.stages}
         return [
             (memory_needed(request, len(layers), hosts[host].coordinator), hosts[host].memory_bytes)
             for host, layers in plan.stages

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from edgepp.engine.chunk_sizer import longest_chunk
 from edgepp.layers import LayerRange
-from edgepp.placement.types import Links, LinkSpeed, link_between
+from edgepp.placement.types import Links, LinkSpeed, link_between, sums_s
 from edgepp.plan.machines import Machine, Model, Stage
 from edgepp.plan.roofline import compute_s, read_s
 
@@ -28,17 +28,20 @@ class StageTime:
     overhead_s: float
     """Fixed costs of each step and each layer: small operations, calls."""
     busy_s: float
-    """Seconds for which the stage is busy: overhead, KV, weights, and arithmetic that reading weights does not hide."""
+    """Seconds for which the stage is busy: overhead, sums, KV, weights, and arithmetic that weights do not hide."""
+    sums_s: float = 0.0
+    """Seconds in which the machines that share the layers add partial sums; 0 for one machine."""
 
     @property
     def limit(self) -> str:
-        """The part that takes longest: ``weights``, ``KV``, ``FLOPs``, ``wire`` or ``overhead``."""
+        """The part that takes longest: ``weights``, ``KV``, ``FLOPs``, ``wire``, ``sums`` or ``overhead``."""
         parts = {
             "weights": self.weights_s,
             "KV": self.kv_s,
             "FLOPs": self.arithmetic_s,
             "wire": self.wire_s,
             "overhead": self.overhead_s,
+            "sums": self.sums_s,
         }
         return max(parts, key=lambda part: parts[part])
 
@@ -90,6 +93,10 @@ class Costs:
         )
         computed_s = _rows_s(rows, weights_s, row_s, machine)
         overhead_s = reached.step_s + layers * reached.layer_s
+        added_s = 0.0
+        if machine.sums is not None:
+            overhead_s += 2 * layers * reached.half_s
+            added_s = layers * sums_s(size, machine.sums, rows, machine.ranks)
         return StageTime(
             node=machine.node,
             layers=stage.layers,
@@ -98,7 +105,8 @@ class Costs:
             arithmetic_s=rows * row_s + attention_s,
             wire_s=self.hop_s(index, rows),
             overhead_s=overhead_s,
-            busy_s=overhead_s + computed_s + max(kv_s, attention_s),
+            busy_s=overhead_s + added_s + computed_s + max(kv_s, attention_s),
+            sums_s=added_s,
         )
 
     def transfer_s(self, hop: int, rows: int) -> float:
@@ -120,11 +128,17 @@ class Costs:
         return self.transfer_s(hop, rows) + self.delay_s(hop)
 
     def ends_s(self, rows: int) -> float:
-        """Seconds of output head and sampling for ``rows``; ``sample_s`` includes reading their embeddings."""
-        machine, reached = self.coordinator, self.coordinator.efficiency
+        """Seconds of output head and sampling for ``rows``; ``sample_s`` includes reading their embeddings.
+
+        The coordinator computes the head, unless several machines share the last stage: those share the head too, and
+        rank 0 waits for the parts of the others.
+        """
+        last, sampling = self.stages[-1].machine, self.coordinator.efficiency
+        machine, gather_s = (self.coordinator, 0.0) if last.sums is None else (last, last.sums.latency_s)
+        reached = machine.efficiency
         weights_s = read_s(self.model.head_bytes, machine.stream_bytes_per_s * reached.stream)
         row_s = compute_s(self.model.head_flops, machine.flops_per_s * reached.flops)
-        return _rows_s(rows, weights_s, row_s, machine) + rows * reached.sample_s
+        return _rows_s(rows, weights_s, row_s, machine) + gather_s + rows * sampling.sample_s
 
     def chunk(self) -> int:
         """Tokens of a prefill chunk, by the engine's rule (``chunk_sizer.longest_chunk``)."""

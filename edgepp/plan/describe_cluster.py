@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from edgepp.backend.device import GPUS
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
@@ -179,23 +180,35 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
         if running is not None:
             nodes = [_timed(node, live["node"], status, running) for node, live in zip(nodes, present, strict=True)]
         links = _live_links(status, names)
+        sums = _live_sums(status, names)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise RemoteProtocolError(f"the coordinator's status cannot be read: {error!r}") from error
     if nodes and "coordinator" not in present[0]["roles"]:
         coordinator = Machine(f"{status['coordinator']} (coordinator)", MEMORY_BYTES_PER_S, FLOPS_PER_S, DATASHEET_CPU)
         nodes.insert(0, Node(coordinator, 0, "holds no layers; its speed is assumed"))
-    return cluster_of(nodes, links)
+    return replace(cluster_of(nodes, links), measured_sums=sums)
+
+
+def _live_sums(status: Mapping[str, Any], names: Mapping[str, str]) -> dict[tuple[str, str], LinkSpeed]:
+    """The measured cost of a sum over each pair of present nodes."""
+    found = {}
+    for pair in status.get("sums", ()):
+        one, other = pair["node_ids"]
+        if one in names and other in names and pair["latency_s"] is not None:
+            ends = _either_way(names[one], names[other])
+            found[ends] = LinkSpeed(float(pair["latency_s"]), float(pair["bytes_per_s"]))
+    return found
 
 
 def _live_node(node: Mapping[str, Any], name: str) -> Node:
     """The node by its probe; stages that work at the same time share the rates."""
-    gpu, slots = node["device"] == "metal", int(node["stage_slots"])
+    gpu, slots = node["device"] in GPUS, int(node["stage_slots"])
     lanes = max(1, slots)
     machine = Machine(
         name,
         float(node["stream_bytes_per_s"]),
         float(node["flops_per_s"]),
-        replace(MEASURED, overlap=float(gpu)),
+        replace(MEASURED, overlap=float(gpu), half_s=float(node["half_s"])),
         lanes,
         GPU_CHUNK if gpu else CPU_CHUNK,
         contention=float(lanes),
@@ -212,6 +225,8 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     arithmetic of one row if that takes longer. The output head has no such overhead.
     """
     stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
+    if any(stage.get("ranks") for stage in stages):
+        return node  # their times are those of all machines that share the layers
     if not stages or not all(stage["decode_s"] and stage["prefill_tokens_per_s"] for stage in stages):
         return node
     layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)

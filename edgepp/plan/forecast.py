@@ -12,9 +12,10 @@ from edgepp.errors import PlanError
 from edgepp.model.catalogue.cards import Card, catalogue
 from edgepp.plan.advice import Change, Need, changes, needs
 from edgepp.plan.cluster_spec import ClusterSpec
-from edgepp.plan.layout import Layout, Question, make_layout
+from edgepp.plan.layout import ClusterQuestion, Layout, make_layout
 from edgepp.plan.machines import Model
 from edgepp.plan.predict import Prediction, predict
+from edgepp.plan.ways import Way, ways
 
 _MANY_REQUESTS = 8
 """Requests at the same time for which throughput is compared."""
@@ -36,9 +37,9 @@ class BestNode:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The answer to a ``Question``."""
+    """The answer to a ``ClusterQuestion``."""
 
-    question: Question
+    question: ClusterQuestion
     layout: Layout
     kv_room: int
     """Positions of all sequences together whose KV caches fit in addition to the weights."""
@@ -47,9 +48,11 @@ class Forecast:
     needs: tuple[Need, ...]
     changes: tuple[Change, ...]
     """Changes that would help, the best first."""
+    ways: tuple[Way, ...]
+    """Layers shared, a pipeline, one machine: what is possible of these, the fastest first; empty for one machine."""
 
 
-def forecast(question: Question, cluster: ClusterSpec) -> Forecast:
+def forecast(question: ClusterQuestion, cluster: ClusterSpec) -> Forecast:
     """Forecast of ``question`` on ``cluster``; nothing is downloaded.
 
     Raises:
@@ -66,10 +69,11 @@ def forecast(question: Question, cluster: ClusterSpec) -> Forecast:
         best_node=best_node(question, layout),
         needs=tuple(needs(question, layout)),
         changes=tuple(sorted(changes(question, layout), key=lambda change: -change.gain)),
+        ways=ways(question, cluster),
     )
 
 
-def _hints(question: Question, cluster: ClusterSpec, hint: str) -> Iterator[str]:
+def _hints(question: ClusterQuestion, cluster: ClusterSpec, hint: str) -> Iterator[str]:
     """Hints for a model that does not fit: the hint of placement, models that fit, memory that was assumed."""
     if hint:
         yield hint
@@ -80,7 +84,7 @@ def _hints(question: Question, cluster: ClusterSpec, hint: str) -> Iterator[str]
         yield f"memory was assumed ({sizes}): give mem= where there is more"
 
 
-def smaller_models(question: Question, cluster: ClusterSpec, limit: int = 3) -> list[str]:
+def smaller_models(question: ClusterQuestion, cluster: ClusterSpec, limit: int = 3) -> list[str]:
     """Names of at most ``limit`` cards that fit: the same model in fewer bits first, then the largest others."""
 
     def fits(card: Card) -> bool:
@@ -99,7 +103,7 @@ def smaller_models(question: Question, cluster: ClusterSpec, limit: int = 3) -> 
     return [card.name for card in islice(filter(fits, smaller), limit)]
 
 
-def best_node(question: Question, layout: Layout) -> BestNode | None:
+def best_node(question: ClusterQuestion, layout: Layout) -> BestNode | None:
     """The node that gives a whole answer soonest alone; None if no node holds the model."""
     many = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1, _MANY_REQUESTS)))
     alone: list[tuple[str, Prediction]] = []

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from edgepp.errors import PlanError
+from edgepp.placement.types import LinkSpeed
 from edgepp.plan.chip_slices import SliceCapacity, SliceQuestion, SliceStep, critical_batch, fastest_layouts
+from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.costs import StageTime
 from edgepp.plan.forecast import BestNode, Forecast
-from edgepp.plan.layout import Question
+from edgepp.plan.layout import ClusterQuestion
 from edgepp.plan.predict import Decode, Prefill
+from edgepp.plan.ways import Way
 
 
-def unfit_dict(question: Question, error: PlanError) -> dict[str, Any]:
+def unfit_dict(question: ClusterQuestion, error: PlanError) -> dict[str, Any]:
     """JSON object for a cluster that cannot hold the model."""
     return {"model": question.model.name, "fits": False, "reason": str(error), "hint": error.hint}
 
@@ -35,26 +38,12 @@ def forecast_dict(forecast: Forecast) -> dict[str, Any]:
             "planned_bytes": size.kv_token_bytes * question.context * question.max_sequences,
             "room_tokens": forecast.kv_room,
         },
-        "nodes": [
-            {
-                "name": node.name,
-                "coordinator": node is layout.cluster.coordinator,
-                "memory_bytes": node.memory_bytes,
-                "lanes": node.machine.lanes,
-                "stream_bytes_per_s": node.machine.stream_bytes_per_s,
-                "flops_per_s": node.machine.flops_per_s,
-                "reached": {"stream": node.machine.efficiency.stream, "flops": node.machine.efficiency.flops},
-                "source": node.source,
-            }
-            for node in layout.cluster.nodes
-        ],
-        "links": [
-            {"nodes": list(pair), "bytes_per_s": link.bytes_per_s, "latency_s": link.latency_s}
-            for pair, link in layout.cluster.links.items()
-        ],
+        "nodes": _node_dicts(layout.cluster),
+        "links": _link_dicts(layout.cluster.links),
         "stages": [
             {
                 "node": stage.machine.node,
+                "nodes": list(stage.names),
                 "layers": [stage.layers.start, stage.layers.stop],
                 "memory_needed_bytes": takes,
             }
@@ -69,11 +58,51 @@ def forecast_dict(forecast: Forecast) -> dict[str, Any]:
             "tokens": workload.answer,
             "seconds": layout.prediction.answer_s(workload),
         },
+        "sums": _link_dicts(layout.cluster.sums),
+        "ways": [_way_dict(way, forecast.ways[0]) for way in forecast.ways],
         "single": _best_node_dict(forecast.best_node) if forecast.best_node else None,
         "needs": [asdict(need) for need in forecast.needs],
         "changes": [
             {"what": one.what, "answer_s": one.answer_s, "times_as_fast": one.gain} for one in forecast.changes
         ],
+    }
+
+
+def _node_dicts(cluster: ClusterSpec) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": node.name,
+            "coordinator": node is cluster.coordinator,
+            "memory_bytes": node.memory_bytes,
+            "lanes": node.machine.lanes,
+            "stream_bytes_per_s": node.machine.stream_bytes_per_s,
+            "flops_per_s": node.machine.flops_per_s,
+            "reached": {"stream": node.machine.efficiency.stream, "flops": node.machine.efficiency.flops},
+            "source": node.source,
+        }
+        for node in cluster.nodes
+    ]
+
+
+def _link_dicts(costs: Mapping[tuple[str, str], LinkSpeed]) -> list[dict[str, Any]]:
+    """What it costs each pair of nodes to send something, or to add up partial sums."""
+    return [
+        {"nodes": list(pair), "bytes_per_s": cost.bytes_per_s, "latency_s": cost.latency_s}
+        for pair, cost in costs.items()
+    ]
+
+
+def _way_dict(way: Way, best: Way) -> dict[str, Any]:
+    prediction = way.layout.prediction
+    return {
+        "way": way.name,
+        "nodes": list(way.nodes),
+        "answer_s": way.answer_s,
+        "ttft_s": prediction.prefill.ttft_s,
+        "tpot_s": prediction.one.tpot_s,
+        "sums_s": way.sums_s,
+        "times_as_long": way.answer_s / best.answer_s,
+        "parts_s": prediction.one.parts,
     }
 
 
@@ -83,7 +112,7 @@ def requests_fit(decode: Decode, forecast: Forecast) -> bool:
     return decode.requests * (workload.prompt + workload.answer) <= forecast.kv_room
 
 
-def sequences_needed(decode: Decode, question: Question) -> int:
+def sequences_needed(decode: Decode, question: ClusterQuestion) -> int:
     """Number of sequences of the planned context that ``decode.requests`` prompts and answers fill together."""
     positions = question.workload.prompt + question.workload.answer
     return -(-decode.requests * positions // question.context)
@@ -148,6 +177,7 @@ def _stage_dict(time: StageTime) -> dict[str, Any]:
         "arithmetic_s": time.arithmetic_s,
         "wire_s": time.wire_s,
         "overhead_s": time.overhead_s,
+        "sums_s": time.sums_s,
         "busy_s": time.busy_s,
         "limit": time.limit,
     }

@@ -13,7 +13,7 @@ from edgepp.plan.predict import Prediction, predict
 
 
 @dataclass(frozen=True)
-class Question:
+class ClusterQuestion:
     """What a cluster is asked to run."""
 
     model: Model
@@ -23,6 +23,8 @@ class Question:
     policy: Policy = "memory"
     tpot_s: float | None = None
     ttft_s: float | None = None
+    tensor: int = 1
+    """Machines that are to share each layer of one stage; 1: as the policy decides."""
 
     def __post_init__(self) -> None:
         positions = self.workload.prompt + self.workload.answer
@@ -62,17 +64,17 @@ class Layout:
     @property
     def machines(self) -> int:
         """Number of nodes that take part: those with layers, and the coordinator."""
-        return len({self.cluster.coordinator.name, *(stage.machine.node for stage in self.stages)})
+        return len({self.cluster.coordinator.name, *(name for stage in self.stages for name in stage.names)})
 
 
-def make_layout(question: Question, cluster: ClusterSpec) -> Layout:
+def make_layout(question: ClusterQuestion, cluster: ClusterSpec) -> Layout:
     """Place the model on a cluster and predict its speed.
 
     Raises:
         PlanError: the cluster cannot hold the model; the hint says what would help.
     """
-    plan = cluster.place(question.placement)
-    stages = cluster.stages(plan)
+    plan = cluster.place(question.placement, question.tensor)
+    stages = cluster.stages(plan, question.placement)
     workload = dataclasses.replace(question.workload, requests=tuple({1, *question.workload.requests}))
     prediction = predict(question.model, stages, cluster.links, workload, cluster.coordinator.machine)
     return Layout(cluster, plan, stages, prediction)

@@ -6,12 +6,13 @@ Units are bytes, seconds, bytes/s and FLOP/s.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import DTYPE_BYTES, Shape, token_flops
-from edgepp.placement.types import FLOAT32_BYTES, ModelSize
+from edgepp.placement.types import FLOAT32_BYTES, LinkSpeed, ModelSize
 
 CPU_CHUNK, GPU_CHUNK = 64, 512
 """Tokens of a prefill chunk with which the backends are efficient."""
@@ -71,6 +72,9 @@ class Efficiency:
     """Fixed seconds of each step of a stage."""
     layer_s: float = 0.0
     """Fixed seconds of each layer in a step: small operations, however narrow the model is."""
+    half_s: float = 0.00003
+    """Seconds that half of a layer takes a rank beyond its part of the whole layer's time; a node's probe measures it,
+    and a described machine has 30 µs, the 20 to 50 of ONNX Runtime on a Xeon and an EPYC (bench/LOG.md)."""
     sample_s: float = 0.0002
     """Seconds per row at the coordinator in addition to the head: sampling, text, scheduling."""
 
@@ -107,6 +111,10 @@ class Machine:
     """Tokens of a prefill chunk that reaches ``flops_per_s``."""
     contention: float = 1.0
     """Factor, at least 1, by which a step slows down while every lane works: lanes share the memory's bandwidth."""
+    ranks: int = 1
+    """Machines that share each layer, if this one stands for several; ``node`` is that of rank 0."""
+    sums: LinkSpeed | None = None
+    """Cost of a sum over two of these machines; None for one machine."""
 
     def __post_init__(self) -> None:
         reached = self.efficiency
@@ -133,6 +141,42 @@ class Stage:
 
     machine: Machine
     layers: LayerRange
+    nodes: tuple[str, ...] = ()
+    """Names of the machines that share each layer, in rank order; empty for one machine."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the machines, in rank order."""
+        return self.nodes or (self.machine.node,)
+
+    def __str__(self) -> str:
+        return " and ".join(self.names)
+
+
+def shared_machine(machines: Sequence[Machine], weights: Sequence[float], sums: LinkSpeed) -> Machine:
+    """One machine that is as fast as ``machines`` in rank order that each compute a part of every layer.
+
+    ``weights`` are these parts, whose sum is 1; the slowest machine counts, in decode and in prefill.
+    """
+    pairs = list(zip(machines, weights, strict=True))
+    slowest, part = min(pairs, key=lambda p: p[0].stream_bytes_per_s * p[0].efficiency.stream / p[1])
+    computing, row_part = min(pairs, key=lambda p: p[0].flops_per_s * p[0].efficiency.flops / p[1])
+    reached = replace(
+        slowest.efficiency,
+        flops=computing.efficiency.flops,
+        layer_s=max(one.efficiency.layer_s * share for one, share in pairs),
+        half_s=max(one.efficiency.half_s for one in machines),
+    )
+    return replace(
+        slowest,
+        node=machines[0].node,
+        stream_bytes_per_s=slowest.stream_bytes_per_s / part,
+        flops_per_s=computing.flops_per_s / row_part,
+        efficiency=reached,
+        chunk=min(one.chunk for one in machines),
+        ranks=len(machines),
+        sums=sums,
+    )
 
 
 @dataclass(frozen=True)

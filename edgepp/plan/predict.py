@@ -58,6 +58,7 @@ class Decode:
             "FLOPs": sum(stage.arithmetic_s for stage in self.stages),
             "wire": sum(stage.wire_s for stage in self.stages) + self.return_s,
             "overhead": sum(stage.overhead_s for stage in self.stages),
+            "sums": sum(stage.sums_s for stage in self.stages),
             "ends": self.ends_s,
         }
 
@@ -226,4 +227,5 @@ def _sum_of(times: Sequence[StageTime]) -> StageTime:
         wire_s=sum(time.wire_s for time in times),
         overhead_s=sum(time.overhead_s for time in times),
         busy_s=sum(time.busy_s for time in times),
+        sums_s=sum(time.sums_s for time in times),
     )

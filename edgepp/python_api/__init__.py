@@ -21,12 +21,18 @@ Several answers may be read at once; the engine batches them. Leaving the loop o
 Every error is an ``EdgeppError``: one sentence, with the next step in its ``hint``.
 """
 
-from edgepp.python_api.answer import Answer
-from edgepp.python_api.connection import Connection, connect
-from edgepp.python_api.engine import Engine
-from edgepp.python_api.joining import JoinedNode, LoneStage, join, stage
-from edgepp.python_api.question import MAX_CHOICES, Question
-from edgepp.python_api.serving import ServedCluster, serve
+from typing import TYPE_CHECKING
+
+from edgepp.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from edgepp.python_api.answer import Answer
+    from edgepp.python_api.connection import Connection, connect
+    from edgepp.python_api.engine import Engine
+    from edgepp.python_api.joining import JoinedNode, LoneStage, join, stage
+    from edgepp.python_api.question import MAX_CHOICES, Question
+    from edgepp.python_api.served_cluster import ServedCluster
+    from edgepp.python_api.serving import serve
 
 __all__ = [
     "MAX_CHOICES",
@@ -42,3 +48,16 @@ __all__ = [
     "serve",
     "stage",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "edgepp.python_api.answer": ("Answer",),
+        "edgepp.python_api.connection": ("Connection", "connect"),
+        "edgepp.python_api.engine": ("Engine",),
+        "edgepp.python_api.joining": ("JoinedNode", "LoneStage", "join", "stage"),
+        "edgepp.python_api.question": ("MAX_CHOICES", "Question"),
+        "edgepp.python_api.served_cluster": ("ServedCluster",),
+        "edgepp.python_api.serving": ("serve",),
+    },
+)

@@ -9,17 +9,19 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgepp.coordinator.client import RemoteAnswer
-from edgepp.coordinator.live_answer import LiveAnswer
 from edgepp.engine.request import FinishReason
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import TextPiece, TextStream
 from edgepp.engine.timing import Timing
 from edgepp.error_boundary import explained
-from edgepp.errors import EdgeppError, Overloaded, StageLost, UsageError
+from edgepp.errors import EdgeppError, NotReady, Overloaded, StageLost, UsageError
+
+if TYPE_CHECKING:  # an engine on this machine needs no coordinator
+    from edgepp.coordinator.client import RemoteAnswer
+    from edgepp.coordinator.live_answer import LiveAnswer
 
 log = logging.getLogger("edgepp.python_api")
 
@@ -46,6 +48,7 @@ class Answer:
         self._reopen = reopen
         self._stop: Callable[[], None] | None = None
         self._waiting: Callable[[], str] | None = None
+        self._request_id: Callable[[], str] = str
         self._cancelled = False
         self._inbox: _Inbox | None = None
         self._ended: asyncio.Event | None = None
@@ -67,6 +70,11 @@ class Answer:
     def text(self) -> str:
         """The text read so far."""
         return "".join(self._pieces)
+
+    @property
+    def request_id(self) -> str:
+        """The name of the request in logs and traces; through a ``Connection`` it is known at the end."""
+        return self._request_id()
 
     @property
     def waiting(self) -> str:
@@ -201,6 +209,7 @@ class Answer:
     def _attempt(self) -> Iterator[_Piece]:
         with self._begin() as begun:
             answer, self._stop, self._waiting = begun.answer, begun.cancel, begun.waiting
+            self._request_id = begun.request_id
             if self._cancelled:
                 begun.cancel()
             yield _Piece(TextPiece(""), 0, answer)
@@ -209,6 +218,8 @@ class Answer:
             self._stop = None
         if answer.finish_reason is None:
             raise RuntimeError("the answer ended without a reason")
+        if answer.finish_reason == "cancelled" and not self._cancelled:
+            raise NotReady("the cluster was closed while it answered", "ask again when it serves again")
         yield _Piece(TextPiece(""), len(answer.token_ids), answer, answer.finish_reason)
 
     @staticmethod
@@ -239,6 +250,8 @@ class Begun:
     cancel: Callable[[], None]
     waiting: Callable[[], str] = str
     """Why the answer does not begin yet; empty if it waits for nothing."""
+    request_id: Callable[[], str] = str
+    """The name of the request in logs and traces; empty where that is not known yet."""
 
 
 @dataclass(frozen=True)

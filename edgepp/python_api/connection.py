@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.python_api.question import Question, choice_options, conversation_or_raw
+from edgepp.tracing.trace_view import TraceView
 from edgepp.wire.address import Address
 
 
@@ -108,6 +110,19 @@ class Connection(AsyncResource):
         """
         return [self.ask(prompt, one, raw=raw) for one in choice_options(n, options)]
 
+    async def trace(self, request_id: str) -> TraceView:
+        """What coordinator and stages did for a recent request and when, such as ``answer.request_id``.
+
+        Raises:
+            EdgeppError: the coordinator keeps no such trace, or is not found.
+        """
+
+        def fetch(_: threading.Event) -> TraceView:
+            with self._connect() as client:
+                return client.trace(request_id)
+
+        return await run_in_thread(fetch, lambda _: None)
+
     @property
     def _known(self) -> CoordinatorClient:
         if self._client is None:
@@ -122,7 +137,7 @@ class Connection(AsyncResource):
     def _begin(self, prompt: Prompt, options: GenerateOptions) -> Iterator[Begun]:
         with self._connect() as client:
             answer = client.ask(prompt, options)
-            yield Begun(answer, answer.cancel, lambda: answer.waiting)
+            yield Begun(answer, answer.cancel, lambda: answer.waiting, lambda: answer.request_id)
 
 
 def connect(peer: str | None = None) -> Connection:

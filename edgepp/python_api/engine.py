@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,11 +16,14 @@ from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import EdgeppError
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.model.tensor_shares import check_weights
 from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.python_api.question import Question, choice_options, conversation_or_raw
+from edgepp.tracing.request_trace import TraceLog
+from edgepp.tracing.trace_view import TraceView, view
 from edgepp.wire.address import Address
 from edgepp.wire.field_types import LinkCodec
 
@@ -31,6 +36,7 @@ class Engine(AsyncResource):
         model: str | os.PathLike[str],
         *,
         stages: int | None = None,
+        tensor: int | Sequence[int] = 1,
         peers: Sequence[str] = (),
         backend: str = "auto",
         threads: int | None = None,
@@ -39,22 +45,29 @@ class Engine(AsyncResource):
         context: int | None = None,
         budget: int | None = None,
         speculate: str = "lookup",
+        speculate_together: bool = False,
         kv_bits: int | None = None,
+        traces: int = 0,
     ) -> None:
         """Choose a model and how it runs; ``open`` loads it.
 
         Args:
             model: A name such as ``smollm2-135m``, a Hugging Face repository, or a folder.
             stages: Number of stage processes that share the layers; None computes in this process.
+            tensor: Number of processes that compute each layer of a stage together, or their shares, such as (5, 3).
             peers: ``HOST:PORT`` of stages that already run, each by `edgepp join -m M --layers A-B`.
             backend: ``auto``, ``mlx`` or ``onnx``.
-            threads: Compute threads per stage; None divides the cores among the stages.
+            threads: Compute threads per process of a stage; None divides the cores among the processes.
             exact: Float32 arithmetic, so that tokens do not depend on the split; slower.
             codecs: Compression of the links, one for all or one per link; ``auto`` compresses where that saves time.
             context: Maximum tokens of a conversation, if fewer than the model allows.
             budget: Maximum KV positions of all requests together; others wait. None: as many as the stages can hold.
-            speculate: How tokens are guessed: ``lookup`` (from the text so far), the name of a small model, or ``off``.
+            speculate: How tokens are guessed: ``lookup`` (from the owner's texts so far), the name of a small model
+                that guesses too, or ``off``.
+            speculate_together: Let one step carry several guesses: faster in one process; answers may then differ from
+                those without guesses where two tokens are nearly equally likely.
             kv_bits: Bits per key and value in the KV caches on this machine, 8 or 4; None for unquantized floats.
+            traces: Requests whose traces are kept, the newest ones.
 
         Raises:
             UsageError: the options contradict each other.
@@ -63,6 +76,7 @@ class Engine(AsyncResource):
             os.fspath(model),
             endpoints=tuple(Endpoint((Address.parse(peer),)) for peer in peers),
             stages=stages,
+            tensor=check_weights((1,) * tensor if isinstance(tensor, int) else tensor),
             backend=backend,
             threads=threads,
             exact=exact,
@@ -70,8 +84,10 @@ class Engine(AsyncResource):
             context=context,
             budget=budget,
             speculate=speculate,
+            speculate_together=speculate_together,
             kv_bits=kv_bits,
         )
+        self._traces = TraceLog(traces)
         self._opening = asyncio.Lock()
         self._pipeline: Pipeline | None = None
         self._loss: EdgeppError | None = None
@@ -144,8 +160,10 @@ class Engine(AsyncResource):
         sent = conversation_or_raw(prompt, raw=raw)
 
         def begin() -> AbstractContextManager[Begun]:
-            answer = self._running.ask(sent, options or GenerateOptions(), owner)
-            return nullcontext(Begun(answer, answer.cancel))
+            request_id = f"ask_{secrets.token_hex(12)}"
+            trace = self._traces.begin(request_id, time.perf_counter(), owner)
+            answer = self._running.ask(sent, options or GenerateOptions(), owner, request_id, trace)
+            return nullcontext(Begun(answer, answer.cancel, request_id=lambda: request_id))
 
         return Answer(begin, self.open)
 
@@ -160,6 +178,17 @@ class Engine(AsyncResource):
             UsageError: ``n`` is not from 1 to 16, or ``raw`` with a conversation.
         """
         return [self.ask(prompt, one, raw=raw, owner=owner) for one in choice_options(n, options)]
+
+    async def trace(self, request_id: str) -> TraceView:
+        """What this process and the stages did for a recent request and when, such as ``answer.request_id``.
+
+        Raises:
+            UsageError: no such trace is kept.
+        """
+        trace = self._traces.find(request_id)
+        if trace is None:
+            raise UsageError(f"no trace of request '{request_id:.80}' is kept", "make the engine with traces=20")
+        return view(trace)
 
     @property
     def _running(self) -> Pipeline:

@@ -32,6 +32,9 @@ class JoinOptions:
     replace: bool = False
     model: str | None = None
     insecure: bool = False
+    draft: str | None = None
+    tensor: int = 1
+    allow_sleep: bool = False
 
     def member(self) -> MemberOptions:
         """The options of a member of a cluster.
@@ -53,6 +56,9 @@ class JoinOptions:
             threads=self.threads,
             exact=self.exact,
             listen=self.listen or Address("*", 0),
+            draft=self.draft or "",
+            tensor=self.tensor,
+            allow_sleep=self.allow_sleep,
         )
 
     def lone_stage(self) -> LoneStageOptions:
@@ -61,10 +67,13 @@ class JoinOptions:
         Raises:
             UsageError: an option is missing, or valid in a cluster only.
         """
-        cluster_options = (self.code, self.token, self.peers, self.memory, self.replace)
+        cluster_options = (
+            self.code, self.token, self.peers, self.memory, self.replace, self.draft, self.tensor > 1
+        )  # fmt: skip
         if self.model is None or self.layers is None or any(cluster_options):
             raise UsageError(
-                "-m runs one stage outside of a cluster: it needs --layers, and no CODE, --peer, --memory or --replace",
+                "-m runs one stage outside of a cluster: it needs --layers, and no CODE, --peer, --memory, --draft,"
+                " --tensor or --replace",
                 "add --layers, or leave -m out to join a cluster: the coordinator names the model",
             )
         return LoneStageOptions(
@@ -155,6 +164,9 @@ def join(
     threads: int | None = None,
     listen: str | None = None,
     replace: bool = False,
+    draft: str | None = None,
+    tensor: int = 1,
+    allow_sleep: bool = False,
 ) -> JoinedNode:
     """Make this machine a node of a cluster, like `edgepp join`.
 
@@ -168,6 +180,10 @@ def join(
         threads: Compute threads; default: all cores.
         listen: ``HOST:PORT`` at which the stage listens; default: every address and a free port.
         replace: Leave the present cluster for that of the code or token.
+        draft: Run no layers, and guess tokens for the cluster with this small model of the same family.
+        tensor: Share each layer with other machines that ask for the same layers and the same number, ``tensor``
+            machines in all.
+        allow_sleep: Let this machine sleep while it computes answers.
 
     Raises:
         UsageError: an option is not valid.
@@ -182,6 +198,9 @@ def join(
         threads=threads,
         listen=Address.parse(listen) if listen else None,
         replace=replace,
+        draft=draft,
+        tensor=tensor,
+        allow_sleep=allow_sleep,
     )
     return JoinedNode(options.member())
 

@@ -1,8 +1,7 @@
 """One simulated pipeline: the engine's own core with modelled costs.
 
-``SimPipeline`` feeds ``EngineCore`` like the engine thread: take returned steps, admit requests, send one step. The
-ring is a sequence of links and stages that each take one step after the other, so the time of a step's return is known
-when the step is sent.
+``SimPipeline`` feeds ``EngineCore`` like the engine thread: take returned steps, admit requests, send one step or a
+guess.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ from dataclasses import dataclass
 
 from edgepp.engine.core import EngineCore
 from edgepp.engine.request import Request
-from edgepp.engine.scheduler import PrefillChunk, Step
+from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Step
+from edgepp.engine.speculation import SpeculationCosts
 from edgepp.errors import EdgeppError
-from edgepp.simulator.costs import HEADER_BYTES, Replica
+from edgepp.simulator.costs import Replica
 from edgepp.simulator.job import Job, Loss
 from edgepp.simulator.result import ReplicaUse, Status
+from edgepp.simulator.ring import SimRing
 from edgepp.simulator.workload import Failure, RecoveryPolicy
 
 
@@ -49,11 +50,9 @@ class SimPipeline:
         self._gaps_s = gaps_s
         self._costs = list(dict.fromkeys(replica.stages))
         self._cost_of = [self._costs.index(cost) for cost in replica.stages]
-        self._latency_s = [link.latency_s for link in replica.links]
-        self._byte_s = [1 / link.bytes_per_s for link in replica.links]
         self._jobs: dict[int, Job] = {}
         self._inbox: deque[Job] = deque()
-        self._worked_s = [0.0] * len(self._costs)
+        self._worked_s = [0.0] * len(replica.stages)
         self._coordinator_s = self._active_s = 0.0
         self._steps = self._rows = self._batches = self._preempted = 0
         self._loss: Loss | None = None
@@ -68,9 +67,12 @@ class SimPipeline:
             for cost in replica.stages
         ]
         self._core: EngineCore[Request] = EngineCore(speeds, replica.budget)
-        self._ring: deque[tuple[float, Step, float]] = deque()
-        self._stage_free_s = [now_s] * len(replica.stages)
-        self._link_free_s = [now_s] * len(replica.links)
+        self._ring = SimRing(replica, now_s)
+        self._guess_costs = SpeculationCosts(
+            sum(speed.decode_s for speed in speeds) + sum(link.latency_s for link in replica.links),
+            sum(speed.prefill_s for speed in speeds),
+            max(speed.decode_s for speed in speeds),
+        )
         self._free_s = self._active_since_s = now_s
         self._polled = self._active = False
 
@@ -101,7 +103,7 @@ class SimPipeline:
             self._loss.returns_s = max(self._loss.returns_s, failure.returns_s)
             return False
         self._loss = Loss(failure, failure.returns_s)
-        self._ring.clear()
+        self._ring.lose()
         self.next_s = min(self.next_s, max(failure.at_s, self._free_s))
         return True
 
@@ -141,6 +143,7 @@ class SimPipeline:
         if now_s < self.up_s:
             return False
         self._preempted += self._core.load.preempted
+        self._worked_s = self._stages_worked_s
         self._reset(now_s)
         self.next_s = now_s if self._inbox else math.inf
         return True
@@ -150,7 +153,7 @@ class SimPipeline:
         active_s = self._active_s or 1.0
         return ReplicaUse(
             self._active_s,
-            tuple(self._worked_s[which] / active_s for which in self._cost_of),
+            tuple(worked_s / active_s for worked_s in self._stages_worked_s),
             self._coordinator_s / active_s,
             self._steps,
             self._rows,
@@ -161,10 +164,8 @@ class SimPipeline:
     def _poll(self) -> None:
         """Take the steps that returned."""
         now_s = began_s = self.next_s
-        ring = self._ring
-        while ring and ring[0][0] <= began_s:
-            _, step, slowest_s = ring.popleft()
-            now_s = self._returned(step, slowest_s, now_s)
+        while (trip := self._ring.take(began_s)) is not None:
+            now_s = self._returned(trip.step, trip.slowest_s, now_s)
         self._coordinator_s += now_s - began_s
         self.next_s = now_s
         self._polled = True
@@ -174,48 +175,49 @@ class SimPipeline:
         self._polled = False
         now_s = self.next_s
         self._admit(now_s)
-        step = self._core.next_step()
+        step = self._core.next_step() or self._next_guess()
         if step is None:
             self._free_s = now_s
-            self.next_s = max(now_s, self._ring[0][0]) if self._ring else math.inf
+            back_s = self._ring.next_back_s
+            self.next_s = math.inf if back_s is None else max(now_s, back_s)
             return
-        costs = self._costs
         if isinstance(step, PrefillChunk):
             rows, wanted = step.stop - step.start, int(step.last)
-            costs_s = [cost.prefill_s(rows, step.start) for cost in costs]
+            costs_s = [cost.prefill_s(rows, step.start) for cost in self._costs]
         else:
             rows = wanted = len(step.sequences)
             positions = sum(step.positions)
-            costs_s = [cost.decode_s(rows, positions) for cost in costs]
+            costs_s = [cost.decode_s(rows, positions) for cost in self._costs]
             self._rows += rows
             self._batches += 1
+            if step.guesses and rows == 1:
+                self._job_of(step.sequences[0]).speculation.sent_s = now_s
         coordinator = self._replica.coordinator
         work_s = coordinator.send_s + coordinator.row_s * rows
         self._coordinator_s += work_s
         self._steps += 1
         self.next_s = self._free_s = now_s + work_s
         if self._loss is None:
-            self._ring.append((self._back_s(costs_s, rows, wanted), step, max(costs_s)))
+            self._ring.send(step, self.next_s, rows, wanted, [costs_s[which] for which in self._cost_of])
 
-    def _back_s(self, costs_s: list[float], rows: int, wanted: int) -> float:
-        """Time when a step of ``rows`` rows that leaves now returns, with ``wanted`` rows."""
-        at_s = self.next_s
-        latency_s, byte_s = self._latency_s, self._byte_s
-        link_free_s, stage_free_s = self._link_free_s, self._stage_free_s
-        size = HEADER_BYTES + rows * self._replica.row_bytes
-        for i, which in enumerate(self._cost_of):
-            if link_free_s[i] > at_s:
-                at_s = link_free_s[i]
-            link_free_s[i] = at_s = at_s + size * byte_s[i]
-            at_s += latency_s[i]
-            if stage_free_s[i] > at_s:
-                at_s = stage_free_s[i]
-            stage_free_s[i] = at_s = at_s + costs_s[which]
-        for which, seconds in enumerate(costs_s):
-            self._worked_s[which] += seconds
-        at_s = max(at_s, link_free_s[-1]) + (HEADER_BYTES + wanted * self._replica.row_bytes) * byte_s[-1]
-        link_free_s[-1] = at_s
-        return at_s + latency_s[-1]
+    def _next_guess(self) -> MicroBatch | None:
+        """The guess to send now, as a step of its own behind the others of its request; None where there is none."""
+        for request in self._core.guessable():
+            job = self._jobs[request.id]
+            token = job.guess(self._guess_costs)
+            if token is not None:
+                position = len(request.ids) + len(request.guesses)
+                self._core.guessed(request, token)
+                return MicroBatch((request.sequence,), (position,), guesses=False)
+        return None
+
+    def _job_of(self, sequence: int) -> Job:
+        return self._jobs[self._core.live[sequence].id]
+
+    @property
+    def _stages_worked_s(self) -> list[float]:
+        """Seconds for which each stage has computed since the start."""
+        return [before_s + since_s for before_s, since_s in zip(self._worked_s, self._ring.worked_s, strict=True)]
 
     def _returned(self, step: Step, slowest_s: float, now_s: float) -> float:
         """Sample a token for every sequence that is due; return the time when that is done."""
@@ -226,6 +228,8 @@ class SimPipeline:
             positions = step.stop - step.start
         else:
             sequences, positions = step.sequences, 1
+            if len(sequences) == 1:
+                self._guess_costs.observe_stages((slowest_s,))
         due = self._core.returned(sequences, positions, (slowest_s,))
         if due:
             now_s += coordinator.head_s(len(sequences))
@@ -242,6 +246,7 @@ class SimPipeline:
             self._gaps_s.append(now_s - timing.last_token_s)
         timing.token(now_s)
         request.ids.append(job.text)
+        job.learn(self._guess_costs, now_s)
         self._core.sampled(request)
         if request.tokens == request.max_tokens:
             self._core.finish(request)

@@ -46,6 +46,10 @@ class Outcome:
     begun_s: float
     first_s: float
     last_s: float
+    guessed: int = 0
+    """Tokens that were guessed before they were sampled."""
+    right: int = 0
+    """Guessed tokens that were right."""
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -76,7 +80,7 @@ class ReplicaUse:
 
 
 @dataclass(frozen=True)
-class Recovery:
+class FailureCost:
     """Cost of one failure."""
 
     replica: int
@@ -111,7 +115,7 @@ class Report:
     queue_s: Distribution
     """Seconds from the arrival of a request to its admission."""
     replicas: tuple[ReplicaUse, ...]
-    recoveries: tuple[Recovery, ...]
+    recoveries: tuple[FailureCost, ...]
     outcomes: tuple[Outcome, ...]
     """One per arrival, in the given order."""
 

@@ -3,8 +3,10 @@
     replica = Replica.even(StageCost(((1, 0.02), (8, 0.05)), token_s=0.002), 4, LinkCost(5e-4), coordinator, 1152)
     report = simulate([replica] * 2, poisson(1000, 3.0, (50, 100), (50, 100)))
 
-The engine's own core decides admission, budget, preemption, prefix reuse, the order of steps and the length of chunks;
-time comes from modelled costs. Speculation, jitter, cancelled requests and the time to copy a prefix are left out.
+The engine's own core decides admission, budget, preemption, prefix reuse, the order of steps and the length of chunks,
+and its ``SpeculationControl`` how many guesses travel; whether a guess is right comes from the acceptance of its
+request, and time from modelled costs. Several guesses in one step, jitter, cancelled requests and the time to copy a
+prefix are left out.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ class Arrival:
     answer: int
     shared: int = 0
     conversation: int = 0
+    acceptance: float | None = None
+    """Probability that a guess of its next token is right; None for a request without guesses."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.at_s < math.inf:
@@ -38,6 +40,8 @@ class Arrival:
             raise UsageError(f"a prompt of {self.prompt} tokens cannot share {self.shared} of them")
         if self.conversation < 0:
             raise UsageError(f"conversations are numbered from 1, not from {self.conversation}")
+        if self.acceptance is not None and not 0 <= self.acceptance <= 1:
+            raise UsageError(f"guesses are right with a probability from 0 to 1, not {self.acceptance}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from edgepp.errors import RemoteProtocolError
-from edgepp.stage_process.model_runner import Frame
+from edgepp.stage_process.frames import Frame
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.messages.control import Attach
 from edgepp.wire.messages.data import Forward
@@ -75,13 +75,15 @@ class Attachment:
             self.next.close()
 
 
-def check_frame(ring: Attachment, frame: Frame, width: int) -> None:
-    """Check that a frame is for this stage of the ring, and of the model's width.
+def check_frame(ring: Attachment, frame: Frame, width: int, *, has_head: bool) -> None:
+    """Check that a frame is for this stage of the ring, of the model's width, and asks for what the stage has.
 
     Raises:
         RemoteProtocolError: It is not.
     """
     if frame.width != width:
         raise RemoteProtocolError(f"a frame of width {frame.width} where the model has {width}")
+    if frame.result != "hidden" and ring.next is None and not has_head:
+        raise RemoteProtocolError(f"a frame that asks for {frame.result} of a stage without the output head")
     if isinstance(frame, Forward) and frame.until < ring.stage:
         raise RemoteProtocolError(f"a frame that ends at stage {frame.until} came to stage {ring.stage}")

@@ -12,15 +12,16 @@ from edgepp.stage_process.boundary_log import BoundaryLog
 from edgepp.stage_process.bulk_link import BulkAttempt, BulkLink
 from edgepp.stage_process.copy_sender import CopySender
 from edgepp.stage_process.frame_sender import FrameSender
+from edgepp.stage_process.frames import Frame, sequences_of, spans_of
 from edgepp.stage_process.held import held_messages
 from edgepp.stage_process.kv_arrivals import KvArrivals
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_pieces import Piece, data_of, max_piece_bytes
-from edgepp.stage_process.model_runner import Frame, ModelRunner, sequences_of, spans_of
+from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.stage_process.push_queue import PushFault, PushQueue
 from edgepp.stage_process.replays import Replays
-from edgepp.wire.messages.data import REPLAYED, Forward, KvPiece
+from edgepp.wire.messages.data import REPLAYED, Forward, Kept, KvPiece
 from edgepp.wire.messages.recovery import Expect, Held, Push, Rebuilt, Replay
 
 log = logging.getLogger("edgepp.stage")
@@ -150,6 +151,16 @@ class BulkWork:
         layers = LayerRange(piece.start_layer, piece.stop_layer)
         kept = Piece(layers, piece.start, piece.stop, bytes(data_of(piece, frames)))
         self._copies.keep((piece.epoch, piece.sequence), kept, piece.layout, piece.step)
+
+    def kept(self, ring: Attachment, sender: str, message: Kept) -> Kept:
+        """The reply to a stage that asks what is kept for it.
+
+        Raises:
+            RemoteProtocolError: Nothing is kept for that stage.
+        """
+        if message.reply or not ring.message.keeps_copies or sender != ring.message.copies_from:
+            raise RemoteProtocolError("a question for copies of keys and values that this stage does not keep")
+        return message._replace(length=self._copies.left(message), reply=True)
 
     def move(self, rings: dict[int, Attachment]) -> bool:
         """Send one piece of each kind of work, where there is room; whether anything was sent."""

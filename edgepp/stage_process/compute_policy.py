@@ -18,6 +18,9 @@ from edgepp.errors import UsageError
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if platform.system() == "Linux" else {}
 """Decoding reads every weight once per token; huge pages made decoding 3 to 26 % faster (bench/LOG.md)."""
 
+_MAX_HEAD_THREADS = 4
+"""Threads of the output head at most: reading its weights takes few cores all bandwidth, and waking more takes time."""
+
 
 def physical_cores() -> int:
     """Number of cores that this process may use, without hyper-threads."""
@@ -34,7 +37,10 @@ class ComputePolicy:
     spin: bool = False
     """Whether idle compute threads spin: faster for the only computing process of a machine, very slow for several."""
     awake: bool = False
-    """Whether a stage waits for the next frame without sleeping, which makes a hop faster if each thread has a core."""
+    """Whether a stage waits for the next frame, or the engine for the next result, without sleeping.
+
+    That makes a hop faster if each thread has a core.
+    """
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -74,6 +80,19 @@ class ComputePolicy:
         per_process = max(1, per_process // processes) if processes > 1 and per_process > 0 else per_process
         has_all_cores = processes == 1 and per_process == physical_cores()
         return cls(per_process, spin=has_all_cores, awake=per_process * processes <= physical_cores())
+
+    @classmethod
+    def coordinator(cls, threads: int, processes: int) -> ComputePolicy | None:
+        """Policy of engine and model ends on the machine of ``processes`` stage processes of ``threads`` threads each.
+
+        None where these take all cores, so that ends and stages take turns. Without stages the ends have the
+        ``threads``, else a few of the cores that the stages leave.
+        """
+        if not processes:
+            return cls(threads, awake=physical_cores() > 1)
+        free = physical_cores() - threads * processes
+        # With one free core, a waiting engine would take it from ZeroMQ's threads, which carry the result to it.
+        return cls(min(free, _MAX_HEAD_THREADS), awake=free > 1) if free > 0 else None
 
     def backend_options(self, *, exact: bool = False, kv_bits: int | None = None) -> BackendOptions:
         """Options for a backend that computes by this policy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 
@@ -14,25 +13,28 @@ from edgepp.stage_process.bulk_link import BulkConnected
 from edgepp.stage_process.bulk_work import BulkWork
 from edgepp.stage_process.compute_status import ComputeStatus
 from edgepp.stage_process.frame_sender import FrameSender
-from edgepp.stage_process.model_runner import Frame, ModelRunner, sequences_of
+from edgepp.stage_process.frames import Frame, sequences_of
+from edgepp.stage_process.message_queue import MAX_MESSAGES, MessageQueue, WaitingFrame, WaitingMessage
+from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageLink, Reply
+from edgepp.stage_process.request_names import RequestNames
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
+from edgepp.wire.frame_marks import clock_us
 from edgepp.wire.link_rate import PROBE_BYTES
 from edgepp.wire.log_sampler import LogSampler
-from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.mailbox import Mailbox, Poller, wait_awake
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages.control import Attach, Attached, Detach, Fault, FrameLost, Free
-from edgepp.wire.messages.data import Batch, Echo, Forward, KvPiece
+from edgepp.wire.messages.data import Batch, Echo, Forward, Kept, KvPiece
 from edgepp.wire.messages.recovery import Expect, Inventory, Push, Rebuilt, Replay
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import sentence
-from edgepp.wire.transport import Link, Listener, Sender
+from edgepp.wire.transport import Listener, Sender
 
 log = logging.getLogger("edgepp.stage")
 
-AWAKE_S = 0.05
-"""How long a stage waits for the next frame without sleeping, if ``ComputePolicy.awake`` is set."""
+_WATCH_INTERVAL_S = 0.5
 _RETRY_INTERVAL_S = 0.005
 """How often a next stage with a full queue is tried again."""
 MAX_COPIES_BYTES = 1 << 30
@@ -41,9 +43,6 @@ MAX_COPIES_BYTES = 1 << 30
 Order = NextStageLink | BulkConnected | Detach | Free | Inventory | Replay | Expect | Push
 Command = Order | None
 """Order of the control thread to the compute thread; None means stop."""
-
-
-_yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 class ComputeThread:
@@ -56,8 +55,13 @@ class ComputeThread:
         *,
         awake: bool = False,
         max_copies_bytes: int = MAX_COPIES_BYTES,
+        watch: Callable[[], None] | None = None,
     ) -> None:
-        """``awake``: whether to wait for frames without sleeping; ``max_copies_bytes`` bounds copies for others."""
+        """``awake``: whether to wait for frames without sleeping; ``max_copies_bytes`` bounds copies for others.
+
+        ``watch`` is called every half second while no frame comes.
+        """
+        self._watch = watch
         self.runner = runner
         self._awake = awake
         self.data = data
@@ -68,7 +72,9 @@ class ComputeThread:
         self._rings: dict[int, Attachment] = {}
         boundary_log = BoundaryLog()
         self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._report_unreachable)
+        self._names = RequestNames(runner)
         self.bulk = BulkWork(runner, self._sender, boundary_log, max_copies_bytes, self._fault, self._rebuilt)
+        self._queue = MessageQueue()
         self._bulk_moved = False
         """Whether bulk data was sent in the last turn."""
         self._log_sampler = LogSampler()
@@ -77,14 +83,12 @@ class ComputeThread:
         """Handle frames and commands until the command None."""
         poller = Poller[Command](self.inbox, self.data)
         while True:
-            for reader in self._wait(poller):
-                if reader is self.data:
-                    self.receive()
-                else:
-                    for command in self.inbox.drain():
-                        if command is None:
-                            return
-                        self.execute(command)
+            self._wait(poller)
+            for command in self.inbox.drain():
+                if command is None:
+                    return
+                self.execute(command)
+            self.receive()
             if self._sender.is_congested:
                 self._sender.retry_unsent()
             self._bulk_moved = self._move_bulk()
@@ -98,21 +102,22 @@ class ComputeThread:
                 log.exception("sending bulk data failed")
             return False
 
-    def _wait(self, poller: Poller[Command]) -> list[Listener | Link | Mailbox[Command]]:
-        """Wait for the next frame or command; for ``AWAKE_S`` without sleeping where sequences are open.
-
-        A processor that slept while other stages computed takes up to a millisecond to reach full speed again.
-        """
+    def _wait(self, poller: Poller[Command]) -> None:
+        """Wait for the next message or command; at first without sleeping, where sequences are open."""
+        if self._queue:
+            return
         if self._sender.is_congested:
-            return poller.wait(_RETRY_INTERVAL_S)
-        if (bulk_wait_s := self.bulk.wait_s) is not None:
-            return poller.wait(0.0 if self._bulk_moved else bulk_wait_s)
-        until_s = time.perf_counter() + (AWAKE_S if self._awake and self.runner.sequences else 0.0)
-        while time.perf_counter() < until_s:
-            if ready := poller.wait(0.0):
-                return ready
-            _yield()
-        return poller.wait(60.0)
+            poller.wait(_RETRY_INTERVAL_S)
+        elif (bulk_wait_s := self.bulk.wait_s) is not None:
+            poller.wait(0.0 if self._bulk_moved else bulk_wait_s)
+        elif not (self._awake and self.runner.sequences and wait_awake(self._has_come)):
+            poller.wait(60.0 if self._watch is None else _WATCH_INTERVAL_S)
+            if self._watch is not None:
+                self._watch()
+
+    def _has_come(self) -> bool:
+        """Whether there are commands or messages to handle."""
+        return self.inbox.has_items or self._attempt(self._take_in)
 
     def close(self) -> None:
         """Release sockets and KV caches."""
@@ -137,20 +142,20 @@ class ComputeThread:
                 case Detach():
                     self._detach(command.epoch)
                 case BulkConnected():
+                    if command.link is not None:
+                        command.link.traffic = self.status.bulk_traffic
                     command.hand_over()
                 case Inventory():
                     self._tell_inventory(command.epoch)
                 case Replay() | Expect() | Push():
-                    ring = self._rings.get(command.epoch)
-                    if ring is not None:
+                    if (ring := self._rings.get(command.epoch)) is not None:
                         self.bulk.order(ring, command)
         except Exception as error:
             if self._log_sampler.should_log("command", type(error).__name__):
                 log.exception("a command failed")
 
     def _attach(self, next_stage: NextStageLink) -> None:
-        attempt, link = next_stage.attempt, next_stage.link
-        message = attempt.message
+        attempt, link, message = next_stage.attempt, next_stage.link, next_stage.attempt.message
         if attempt.given_up:
             if link is not None:
                 link.close()
@@ -193,57 +198,95 @@ class ComputeThread:
         self.runner.forget(epoch)
 
     def receive(self) -> None:
-        """Handle one message of the data socket; the message is dropped on any error."""
+        """Receive what has arrived, as far as there is room, and handle the oldest message that was not handled yet.
+
+        A message is dropped on any error.
+        """
+        for _ in range(MAX_MESSAGES):
+            if not self._queue.has_room or not self._attempt(self._take_in):
+                break
+        if self._queue:
+            self._attempt(self._handle_oldest)
+
+    def _attempt(self, work: Callable[[], bool]) -> bool:
+        """Result of ``work``; True where it fails, which drops the message at hand."""
         try:
-            received = self.data.receive()
-            if received is not None:
-                sender, (header, *tensor) = received
-                self._handle(sender, header, tensor)
+            return work()
         except RemoteProtocolError as error:
             self.status.drop(error)
         except Exception as error:
             self.status.drop(error)
             if self._log_sampler.should_log("message", type(error).__name__):
                 log.exception("a message failed")
+        return True
 
-    def _handle(self, sender: Sender, header: memoryview, tensor: list[memoryview]) -> None:
+    def _take_in(self) -> bool:
+        """Check the next message of the data socket, and queue it; False where none waits."""
+        if (received := self.data.receive()) is None:
+            return False
+        received_us = clock_us()
+        sender, (header, *parts) = received
         message = decode(header)
         check_speaker(message, "data", "guest")
         if isinstance(message, Forward | Batch):
-            self._run(sender.key, message, tensor)
-        elif isinstance(message, KvPiece):
-            self.bulk.receive(self._ring(message.epoch), sender.key, message, tensor)
-        elif not isinstance(message, Echo) or message.reply or sum(map(len, tensor)) > PROBE_BYTES:
+            self._queue.put(self._checked(sender, message, parts, received_us))
+        elif isinstance(message, KvPiece | Kept):
+            self._queue.put(WaitingMessage(sender, message, parts))
+        elif not isinstance(message, Echo) or message.reply or sum(map(len, parts)) > PROBE_BYTES:
             raise RemoteProtocolError("an Echo that is a reply, or too long, or a message that a stage does not accept")
         else:
-            self.data.send(sender.route, [encode(message._replace(reply=True)), *tensor])
+            self._queue.put(WaitingMessage(sender, message, parts))
+        return True
 
-    def _ring(self, epoch: int) -> Attachment:
-        ring = self._rings.get(epoch)
-        if ring is None:
-            raise RemoteProtocolError(f"a message of the unknown epoch {epoch}")
-        return ring
-
-    def _run(self, key: str, frame: Frame, tensor: list[memoryview]) -> None:
+    def _checked(self, sender: Sender, frame: Frame, tensor: list[memoryview], received_us: int) -> WaitingFrame:
         ring = self._ring(frame.epoch)
-        if key != ring.message.previous_key:
+        if sender.key != ring.message.previous_key:
             raise RemoteProtocolError("a frame of another sender than the previous stage")
         if ring.arrived(frame.serial):
             self._report_lost(ring)
-        self.status.busy_since_s = time.perf_counter()
         try:
-            check_frame(ring, frame, self.runner.model.hidden_size)
+            check_frame(ring, frame, self.runner.model.hidden_size, has_head=self.runner.has_head)
             codec.check(tensor, frame.checksum)
             hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
-            outcome = self.runner.run(frame, hidden)
+        except Exception:
+            self._report_lost(ring)
+            raise
+        return WaitingFrame(ring, frame, hidden, received_us, clock_us() if frame.trace else 0)
+
+    def _handle_oldest(self) -> bool:
+        match self._queue.take():
+            case WaitingMessage(sender, Echo() as echo, parts):
+                self.data.send(sender.route, [encode(echo._replace(reply=True)), *parts])
+            case WaitingMessage(sender, KvPiece() as piece, parts):
+                self.bulk.receive(self._ring(piece.epoch), sender.key, piece, parts)
+            case WaitingMessage(sender, Kept() as kept, _):
+                self.data.send(sender.route, [encode(self.bulk.kept(self._ring(kept.epoch), sender.key, kept))])
+            case WaitingFrame(ring=ring, frame=frame) if self._ring(frame.epoch) is not ring:
+                raise RemoteProtocolError("a frame of a ring that was replaced")
+            case WaitingFrame(frame=frame) if self._queue.voids(frame):
+                self.runner.counters.void += 1
+            case WaitingFrame() as waiting:
+                self._run(waiting)
+        return True
+
+    def _ring(self, epoch: int) -> Attachment:
+        if (ring := self._rings.get(epoch)) is None:
+            raise RemoteProtocolError(f"a message of the unknown epoch {epoch}")
+        return ring
+
+    def _run(self, waiting: WaitingFrame) -> None:
+        ring, frame = waiting.ring, waiting.frame
+        self._names.note(frame)
+        self.status.busy_since_s = time.perf_counter()
+        try:
+            outcome = self.runner.run(frame, waiting.hidden)
             for sequence, reason in outcome.faults:
                 self._fault(ring, sequence, reason)
             if outcome.frame is not None:
+                if frame.trace:
+                    outcome.frame = waiting.marked(outcome.frame, self.status.busy_since_s)
                 self._sender.send_result(ring, outcome.frame, outcome.hidden)
                 self.bulk.computed(ring, outcome.frame)
-        except RemoteProtocolError:
-            self._report_lost(ring)
-            raise
         except Exception as error:  # a boundary: the requests of the frame end, the stage goes on
             if self._log_sampler.should_log("step", type(error).__name__):
                 log.exception("a step failed")
@@ -263,5 +306,6 @@ class ComputeThread:
         self.outbox.put((ring.control, FrameLost(ring.message.epoch, ring.stage + 1)))
 
     def _fault(self, ring: Attachment, sequence: int, reason: str) -> None:
+        self._names.failed((ring.message.epoch, sequence), reason)
         self.runner.free(ring.message.epoch, sequence)
         self.outbox.put((ring.control, Fault(ring.message.epoch, sequence, ring.stage, sentence(reason))))

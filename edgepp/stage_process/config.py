@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from edgepp.layers import LayerRange
 from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.structured_log import LogOptions, current
 from edgepp.wire.address import Address
 from edgepp.wire.security import KeyPair
+
+RANK_LOST_STATUS = 64
+"""Exit status of a rank's process that ended since rank 0 of its stage is gone; one more for each next rank."""
+
+
+def lost_rank(status: int, ranks: int) -> int | None:
+    """Which of ``ranks`` a rank's process that ended with ``status`` had lost; None where it ended otherwise."""
+    rank = status - RANK_LOST_STATUS
+    return rank if 0 <= rank < ranks else None
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """Which rank of a tensor-parallel stage a process is."""
+
+    group: int
+    """Random id of the stage's processes."""
+    rank: int
+    weights: tuple[int, ...]
+    """How the ranks share each layer: see ``tensor_shares``."""
+    descriptors: tuple[int, ...] = ()
+    """Inherited descriptor of a socket to each rank, -1 for the rank itself; empty where ranks are on several
+    machines."""
+    head: bool = False
+    """Whether the ranks, those of a last stage, share the output head too: all must have its tensors."""
+    host: str = ""
+    """Address on which the rank listens for the others; empty for that of the stage."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +70,19 @@ class StageConfig:
     """The only key that may give orders to the stage; empty where every admitted key may."""
     speed_us: tuple[int, int] | None = None
     """Microseconds (per token of a prefill chunk, per decode step), where they are known; else the process measures."""
+    rank: RankConfig | None = None
+    """None for a stage of one process."""
+    drafts: bool = False
+    """Whether the process has the whole model and guesses tokens, in place of a stage."""
+    background: bool = False
+    """Whether it computes only while a core would be idle."""
+    log: LogOptions = field(default_factory=current)
+    """How it logs: as the process that starts it."""
+
+    @property
+    def task(self) -> str:
+        """What the process is, for users."""
+        return "the drafting process" if self.drafts else f"the stage process for layers {self.layers}"
 
     @property
     def layers(self) -> LayerRange:
@@ -52,6 +94,10 @@ class StageConfig:
         """Key pair of the node; None for a stage without encryption."""
         return KeyPair(self.public, self.secret) if self.public else None
 
+    def admitted(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Keys that may connect: ``keys``, and for a rank the key of its node, which the other ranks have."""
+        return (*keys, self.public) if self.rank is not None else tuple(keys)
+
     def encode(self) -> bytes:
         """One line of JSON for the stage process's standard input."""
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -62,7 +108,10 @@ class StageConfig:
         values = json.loads(line)
         policy, admit = ComputePolicy(**values.pop("policy")), tuple(values.pop("admit"))
         speed_us = tuple(speed) if (speed := values.pop("speed_us")) else None
-        return cls(**values, policy=policy, admit=admit, speed_us=speed_us)
+        rank, log = values.pop("rank"), LogOptions(**values.pop("log"))
+        if rank is not None:
+            rank = RankConfig(**rank | {name: tuple(rank[name]) for name in ("weights", "descriptors")})
+        return cls(**values, policy=policy, admit=admit, speed_us=speed_us, rank=rank, log=log)
 
 
 @dataclass(frozen=True)
@@ -78,6 +127,8 @@ class StageSettings:
     """Key pair of the node; None for a stage without encryption."""
     driver: str = ""
     """The only key that may give orders to the stage; empty where every admitted key may."""
+    ranks: tuple[int, ...] = (1,)
+    """Weights of the processes of this machine that share each layer of a stage; one process unless there are more."""
 
     def config(
         self,
@@ -88,8 +139,12 @@ class StageSettings:
         exact: bool = False,
         kv_bits: int | None = None,
         admit: tuple[str, ...] = (),
+        rank: RankConfig | None = None,
     ) -> StageConfig:
-        """Configuration of a stage process that runs ``layers`` of the checkpoint in the folder ``path``."""
+        """Configuration of a stage process that runs ``layers`` of the checkpoint in the folder ``path``.
+
+        With a ``rank``, the process is one of several that run the layers together.
+        """
         return StageConfig(
             path=str(path),
             model=model,
@@ -105,4 +160,5 @@ class StageSettings:
             secret=self.keys.secret if self.keys else "",
             admit=admit,
             driver=self.driver,
+            rank=rank,
         )

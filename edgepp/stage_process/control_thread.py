@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, Reply
+from edgepp.wire.frame_marks import clock_us
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
@@ -108,7 +109,7 @@ class ControlThread(threading.Thread):
         try:
             received = self._listener.receive()
             if received is not None:
-                self._handle(*received)
+                self._take(*received)
         except RemoteProtocolError as error:
             self._compute.status.drop(error)
         except Exception as error:
@@ -116,7 +117,7 @@ class ControlThread(threading.Thread):
             if self._log_sampler.should_log("control", type(error).__name__):
                 log.exception("a control message failed")
 
-    def _handle(self, sender: Sender, frames: Sequence[memoryview]) -> None:
+    def _take(self, sender: Sender, frames: Sequence[memoryview]) -> None:
         try:
             if len(frames) != 1:
                 raise RemoteProtocolError("a control message of more than one frame")
@@ -135,11 +136,12 @@ class ControlThread(threading.Thread):
             case Hello():
                 self._send(sender.route, self._welcome)
             case Ping():
+                received_us = clock_us()
                 epoch = self._epochs.get(message.epoch)
                 known = epoch is not None and epoch.owner == _owner(sender)
                 if epoch is not None and known:
                     epoch.heard_s = time.monotonic()
-                self._send(sender.route, self._compute.status.pong(message.epoch, known=known))
+                self._send(sender.route, self._compute.status.pong(message, received_us, known=known))
             case Attach():
                 self._attach(sender, message)
             case Detach():

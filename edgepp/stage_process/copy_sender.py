@@ -4,22 +4,30 @@ While a sequence decodes, ``batch`` positions go together, since a message costs
 the sequence computes the last few again. The sender remembers where each piece began that the keeper has. Where the
 keeper is slow or away, nothing is sent, and later pieces hold more positions: what the keeper has is always a prefix.
 When a sequence goes back into the middle of a piece, that piece is sent again from its beginning.
+
+What the keeper has already is not sent again. Of a sequence that another ring began, or that began as a copy, and of
+all sequences after messages were lost, the sender does not know it, and asks (``Kept``) before it goes on.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageFault
 from edgepp.stage_process.bulk_link import BulkLink
 from edgepp.stage_process.companion import Key
+from edgepp.stage_process.frames import Frame, spans_of
 from edgepp.stage_process.kv_export import cut_of, exported
 from edgepp.stage_process.kv_pieces import Cut, Piece
-from edgepp.stage_process.model_runner import Frame, ModelRunner, spans_of
+from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.stage_process.paced_link import PacedLink
 from edgepp.wire.log_sampler import LogSampler
-from edgepp.wire.messages.data import REPLAYED
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.data import REPLAYED, Kept
 
 log = logging.getLogger("edgepp.stage")
 
@@ -28,22 +36,38 @@ log = logging.getLogger("edgepp.stage")
 class _Sent:
     """What the keeper has of one sequence."""
 
+    unchanged: int = sys.maxsize
+    """Positions of which any copy that the keeper may have is right; all later ones were computed again since."""
+    is_known: bool = True
+    """Whether ``end`` and ``starts`` are what the keeper has."""
+    source: int = 0
+    """A sequence whose copies are right too; 0 for none."""
     end: int = 0
     starts: list[int] = field(default_factory=list)
     step: int = 0
     """``KvPiece.step`` of the next piece."""
 
     def go_back(self, position: int) -> None:
-        """Forget the piece that holds ``position``, and all later ones."""
-        if position < self.end:
-            at = bisect_right(self.starts, position) - 1
+        """Note that ``position`` and all later ones are computed again; forget the piece that holds it."""
+        if self.is_known and position >= self.end:
+            return
+        self.unchanged = min(self.unchanged, position)
+        at = bisect_right(self.starts, position) - 1
+        if self.is_known and at >= 0:
             self.end = self.starts[at]
             del self.starts[at:]
+        else:
+            self.is_known = False
 
     def add(self, stop: int) -> None:
         """Note a piece from the end to ``stop``."""
         self.starts.append(self.end)
         self.end = stop
+
+    def know(self, length: int) -> None:
+        """Note that the keeper has ``length`` positions, and none that are out of date."""
+        self.is_known, self.source, self.unchanged = True, 0, sys.maxsize
+        self.end, self.starts = length, []
 
 
 class CopySender:
@@ -62,56 +86,69 @@ class CopySender:
         self._log_sampler = LogSampler()
         self._sent: dict[Key, _Sent] = {}
         self._behind: dict[Key, None] = {}
-        """Sequences of which the keeper lacks positions, longest waiting first."""
+        """Sequences of which the keeper lacks positions, longest waiting first; none whose reply is awaited."""
+        self._asked: dict[Key, int] = {}
+        """The longest ``Kept.length`` of the questions whose reply is awaited."""
 
     def __bool__(self) -> bool:
-        """Whether there is something to send."""
-        return bool(self._behind)
+        """Whether there is something to send, or a reply to await."""
+        return bool(self._behind or self._asked)
 
     def computed(self, frame: Frame) -> None:
-        """Send the keys and values of a frame that was computed, if the keeper lacks enough positions by now."""
+        """Send the keys and values of a frame that was computed, if the keeper lacks enough positions by now.
+
+        A frame that rebuilds what was lost changes nothing that the keeper may have; copies go on with the next frame.
+        """
+        if frame.step == REPLAYED:
+            return
         due: list[tuple[Key, int]] = []
         for sequence, position, rows in spans_of(frame):
             key = (self._epoch, sequence)
-            sent = self._sent.setdefault(key, _Sent())
-            sent.go_back(position)
-            sent.step = 0 if frame.step == REPLAYED else frame.step + 1
-            if position + rows - sent.end >= self.batch:
+            sent = self._sent.setdefault(key, _Sent(position or sys.maxsize, is_known=position == 0))
+            self._go_back(key, sent, position)
+            sent.step = frame.step + 1
+            if not sent.is_known or position + rows - sent.end >= self.batch:
                 due.append((key, position + rows))
-        can_send = bool(due) and self._open()
-        for key, held in due:
-            sent = self._sent[key]  # which opening may have reset
-            was_sent = can_send and key not in self._behind and self._send(key, sent, held)
-            if not was_sent or held - sent.end >= self.batch:
+        pace = self._open() if due else None
+        for key, held in due:  # a question that is repeated shows whether the first one was lost
+            was_sent = pace is not None and key not in self._behind and self._serve(pace, key, held)
+            if key not in self._asked and (not was_sent or held - self._sent[key].end >= self.batch):
                 self._behind[key] = None
 
     def move(self) -> bool:
-        """Send one piece that the keeper lacks, where there is room; whether one was sent."""
-        if not self._behind or not self._open():
+        """Send one piece that the keeper lacks, or a question, where there is room; whether something was sent."""
+        if not self or (pace := self._open()) is None or not self._behind:
             return False
         key = next(iter(self._behind))
         del self._behind[key]
         held, sent = self._runner.length(key), self._sent.get(key)
-        if held is None or sent is None or sent.end >= held:
+        if held is None or sent is None or (sent.is_known and sent.end >= held):
             return False
-        moved = self._send(key, sent, held)
-        if sent.end < held:
+        moved = self._serve(pace, key, held)
+        if key not in self._asked and (not sent.is_known or sent.end < held):
             self._behind[key] = None
         return moved
 
     def fork(self, source: Key, key: Key, length: int) -> None:
-        """The keeper has nothing of a copy; its positions are sent after its first frame."""
+        """Let the keeper take over what it has of ``source``, for the first ``length`` positions of a copy."""
+        if key[0] != self._epoch:
+            return
+        origin = self._sent.get(source)
+        if origin is not None:
+            length = min(length, origin.end if origin.is_known else origin.unchanged)
+        self._sent[key] = _Sent(length, is_known=False, source=source[1])
 
     def free(self, key: Key) -> None:
         """Forget a sequence."""
-        self._sent.pop(key, None)
-        self._behind.pop(key, None)
+        for states in (self._sent, self._behind, self._asked):
+            states.pop(key, None)
 
     def forget(self, epoch: int) -> None:
         """Forget the ring's sequences."""
         if epoch == self._epoch:
             self._sent.clear()
             self._behind.clear()
+            self._asked.clear()
 
     def inherit(self, old: int, new: int) -> None:  # noqa: ARG002 - the new ring has a sender of its own
         """Forget the ring's sequences."""
@@ -126,38 +163,77 @@ class CopySender:
         """Close the link."""
         self._link.close()
 
-    def _open(self) -> bool:
-        """Whether the keeper is connected; where it may have lost pieces, all sequences are sent again."""
+    def _go_back(self, key: Key, sent: _Sent, position: int) -> None:
+        """Note that a frame begins at ``position``, also for copies of the sequence whose question waits."""
+        if sent.is_known and position >= sent.end:
+            return
+        sent.go_back(position)
+        for other in self._sent.values():
+            if other.source == key[1]:
+                other.unchanged = min(other.unchanged, position)
+
+    def _open(self) -> PacedLink | None:
+        """The link to the keeper; where it may have lost messages, the keeper is asked again what it has."""
         pace = self._link.open()
         if pace is None:
-            return False
+            return None
         try:
-            has_lost = pace.read_echoes()
+            has_lost = pace.read_echoes(self._answered)
         except RemoteProtocolError as error:
             self._log(error)
             self._link.drop()
             has_lost = True
         if has_lost:
-            for key in self._sent:
-                self._sent[key] = _Sent(step=self._sent[key].step)
+            for key, sent in self._sent.items():
+                sent.is_known = False
                 self._behind[key] = None
-        return self._link.pace is not None
+        if has_lost or pace.is_idle:  # the keeper did not reply: the next frame asks again
+            self._asked.clear()
+        return self._link.pace
 
-    def _send(self, key: Key, sent: _Sent, held: int) -> bool:
-        """Send one piece of at most the positions up to ``held``; False where there is no room for it."""
-        pace = self._link.pace
-        if pace is None or not pace.has_room(self._max_bytes if held > sent.end + 1 else 0):
+    def _answered(self, message: Message) -> bool:
+        """Take the keeper's reply, and go on from what it has; whether that was due."""
+        if not isinstance(message, Kept) or not message.reply:
+            return False
+        key = message.epoch, message.sequence
+        asked, sent = self._asked.pop(key, None), self._sent.get(key)
+        if asked is not None and sent is not None:
+            if message.length > asked:
+                return False
+            if message.length <= sent.unchanged:  # else a frame has gone back since, and it is asked again
+                sent.know(message.length)
+            self._behind[key] = None
+        return True
+
+    def _serve(self, pace: PacedLink, key: Key, held: int) -> bool:
+        """Send one piece of at most the positions up to ``held``, or a question; False where there is no room."""
+        sent = self._sent[key]
+        if not pace.has_room(self._max_bytes if sent.is_known and held > sent.end + 1 else 0):
             return False
         try:
-            pieces = self._export(key, sent.end, held)
+            return self._send(pace, key, sent, held) if sent.is_known else self._ask(pace, key, sent, held)
         except StageFault as fault:
             self._log(fault)
             return False
+
+    def _send(self, pace: PacedLink, key: Key, sent: _Sent, held: int) -> bool:
+        pieces = self._export(key, sent.end, held)
         layout = self._runner.model.kv_layout
         if not all(pace.link.send(piece.message(*key, "copy", layout, sent.step)) for piece in pieces):
             return False
         pace.mark(sum(len(piece.data) for piece in pieces))
         sent.add(pieces[0].stop)
+        return True
+
+    def _ask(self, pace: PacedLink, key: Key, sent: _Sent, held: int) -> bool:
+        """Ask what the keeper has; the echo that follows the question shows whether a reply can still come."""
+        model, length = self._runner.model, min(sent.unchanged, held)
+        start, stop = model.layers.start, model.layers.stop
+        question = Kept(*key, sent.source, start, stop, length, model.kv_layout, sent.step, reply=False)
+        if not pace.link.send([encode(question)]):
+            return False
+        pace.mark(0)
+        self._asked[key] = max(length, self._asked.get(key, 0))
         return True
 
     def _export(self, key: Key, start: int, held: int) -> list[Piece]:

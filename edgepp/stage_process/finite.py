@@ -8,16 +8,17 @@ import numpy as np
 
 from edgepp.model.weights.checkpoint import Array
 
-_EXPONENTS: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
-"""Mask of the exponent bits, which are all set in NaN and infinity."""
+_INFINITY: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
+"""The bits of infinity. Those of a positive NaN are greater as an integer, and only the sign is more in the others."""
+_SIGN = 0x8000
 
 
 def all_finite(hidden: Array) -> bool:
     """Whether ``hidden`` has neither NaN nor infinity. Called at every step, so it avoids conversions to float32."""
-    exponent = _EXPONENTS.get(hidden.dtype.name)
-    if exponent is None:
+    infinity = _INFINITY.get(hidden.dtype.name)
+    if infinity is None or not hidden.size:
         return bool(np.isfinite(hidden).all())
-    return not bool(((hidden.view(np.uint16) & exponent) == exponent).any())
+    return bool(hidden.view(np.int16).max() < infinity and hidden.view(np.uint16).max() < _SIGN | infinity)
 
 
 def not_finite(received: Array) -> str:

@@ -9,9 +9,10 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.attachment import MAX_UNSENT_FRAMES, Attachment, UnsentFrame
 from edgepp.stage_process.boundary_log import BoundaryLog
 from edgepp.stage_process.compute_status import ComputeStatus
-from edgepp.stage_process.model_runner import Frame, answer_to, spans_of
+from edgepp.stage_process.frames import Frame, answer_to, spans_of
 from edgepp.stage_process.next_stage import Reply
 from edgepp.wire import codec
+from edgepp.wire.frame_marks import encoded
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.data import REPLAYED, Forward
@@ -48,9 +49,7 @@ class FrameSender:
         return bool(self._congested)
 
     def send_result(self, ring: Attachment, frame: Frame, hidden: Array) -> None:
-        """Log the result of a frame where there is a next stage, and send it on unless the frame ends here."""
-        if ring.next is not None:
-            self._record(frame, hidden)
+        """Send the result of a frame on unless the frame ends here, then log it where there is a next stage."""
         if isinstance(frame, Forward) and _ends_here(ring, frame):
             rebuilt = Rebuilt(frame.epoch, frame.sequence, frame.position + frame.rows)
             self._outbox.put((ring.control, rebuilt))
@@ -58,11 +57,14 @@ class FrameSender:
             self.pass_on(ring, frame, hidden)
         else:
             self._answer(ring, frame, hidden)
+        if ring.next is not None:
+            self._record(frame, hidden)
 
     def pass_on(self, ring: Attachment, frame: Frame, hidden: Array) -> int:
         """Send a frame to the next stage, or queue it where the stage is slow; returns the bytes of its tensor."""
         name, tensor = ring.codec.encode(hidden)
-        header = frame._replace(codec=name, serial=ring.next_serial(), checksum=codec.checksum(tensor))
+        trace = encoded(frame.trace) if frame.trace else ()
+        header = frame._replace(codec=name, serial=ring.next_serial(), checksum=codec.checksum(tensor), trace=trace)
         parts = [encode(header), *tensor]
         if ring.unsent or ring.next is None or not ring.next.send(parts):
             if len(ring.unsent) >= MAX_UNSENT_FRAMES:
@@ -101,8 +103,10 @@ class FrameSender:
 
     def _answer(self, ring: Attachment, frame: Frame, hidden: Array) -> None:
         answer, wanted = answer_to(frame, hidden)
-        name, tensor = ring.codec.encode(wanted)
-        header = answer._replace(codec=name, serial=ring.next_serial(), checksum=codec.checksum(tensor))
+        # A codec may be lossy, and what does not shrink is not worth trying: noise in the low bits of each logit.
+        name, tensor = ring.codec.encode(wanted) if frame.result == "hidden" else ("none", codec.encode(wanted, "none"))
+        trace = encoded(frame.trace) if frame.trace else ()
+        header = answer._replace(codec=name, serial=ring.next_serial(), checksum=codec.checksum(tensor), trace=trace)
         if not self._data.send(ring.route, [encode(header), *tensor]):
             self._status.drop("the coordinator's data connection is closed")
 

@@ -7,17 +7,22 @@ is refused.
 A sequence may go back to an earlier position, and a copy from before may still be kept or under way. The keeper is part
 of the same ring, so it computes the frame that goes back too, and every piece tells the step after which it was taken:
 a piece that an equal or later step of the sequence has overwritten is dropped. So what is kept is never out of date.
+
+A stage that does not know what is kept of its sequence asks (``Kept``), and goes on from there: after another ring took
+over, after messages were lost, and where a sequence began as a copy of another one, whose pieces then serve both.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import sys
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
 from edgepp.stage_process.companion import Key, keys_of, rekey
 from edgepp.stage_process.kv_pieces import Piece
+from edgepp.wire.messages.data import Kept
 
 MAX_FRAMES = 1024
 """Frames of one sequence that are remembered until copies arrive that were taken after them."""
@@ -40,6 +45,17 @@ class _Kept:
         """Positions from 0 on."""
         return self.pieces[-1].stop if self.pieces else 0
 
+    @property
+    def stops(self) -> list[int]:
+        """Where each piece ends."""
+        return [piece.stop for piece in self.pieces]
+
+    def add(self, piece: Piece, step: int) -> None:
+        """Add a piece that begins at ``length``."""
+        self.starts.append(piece.start)
+        self.pieces.append(piece)
+        self.steps.append(step)
+
 
 class _Overwrites:
     """Where the latest frames of one sequence began, from which on they overwrite: rising steps and positions."""
@@ -47,9 +63,12 @@ class _Overwrites:
     def __init__(self) -> None:
         self._steps: list[int] = []
         self._positions: list[int] = []
+        self.latest = -1
+        """Step of the latest frame."""
 
     def add(self, position: int, step: int) -> None:
         """Add a frame; frames that began at this position or later do not matter any more."""
+        self.latest = step
         at = bisect_left(self._positions, position)
         del self._steps[at:], self._positions[at:]
         self._steps.append(step)
@@ -102,12 +121,23 @@ class KvCopies:
         size = len(piece.data) + PIECE_OVERHEAD_BYTES
         if self.nbytes + size > self._max_bytes:
             raise RemoteProtocolError(f"copies of keys and values would take more than {self._max_bytes} bytes")
-        kept.starts.append(piece.start)
-        kept.pieces.append(piece)
-        kept.steps.append(step)
+        kept.add(piece, step)
         self._kept.setdefault(key, {})[piece.layers] = kept
         self.nbytes += size
         frames.forget_before(step)
+
+    def left(self, asked: Kept) -> int:
+        """Drop what is out of date by ``Kept``; the positions from 0 on that are left of all the layers asked for."""
+        key = asked.epoch, asked.sequence
+        if asked.source:
+            self._take_over((asked.epoch, asked.source), key, asked.length, asked.step, sys.maxsize)
+        rows = self._rows(key, asked)
+        length = asked.length
+        while rows and any(row.length > length for row in rows):
+            for row in rows:
+                self._cut(row, bisect_right(row.stops, length))
+            length = min(row.length for row in rows)
+        return min((row.length for row in rows), default=0)
 
     def pieces(self, key: Key, layers: LayerRange, start: int, stop: int, layout: str) -> list[Piece] | None:
         """Pieces that hold ``layers`` at positions ``[start, stop)`` and some around; None where not all is kept.
@@ -144,7 +174,9 @@ class KvCopies:
             self._cut(kept, at)
 
     def fork(self, source: Key, key: Key, length: int) -> None:
-        """Nothing is kept for the new sequence yet: its stage sends all positions."""
+        """Keep for a copy what is kept of ``source``, which may be freed before the stage of these layers asks."""
+        if key not in self._kept:
+            self._take_over(source, key, length, 0, self._frames.get(source, _Overwrites()).latest + 1)
 
     def free(self, key: Key) -> None:
         """Forget a sequence."""
@@ -164,6 +196,32 @@ class KvCopies:
         rekey(self._kept, old, new)
         for key in keys_of(self._frames, old):
             del self._frames[key]
+
+    def _rows(self, key: Key, asked: Kept) -> list[_Kept]:
+        """What is kept of the layers and layout asked for, in rows that lack no layer; else nothing."""
+        rows, reached = [], asked.start_layer
+        for layers, kept in sorted(self._kept.get(key, {}).items()):
+            if layers.start == reached and layers.stop <= asked.stop_layer and kept.layout == asked.layout:
+                rows.append(kept)
+                reached = layers.stop
+        return rows if reached == asked.stop_layer else []
+
+    def _take_over(self, source: Key, key: Key, length: int, step: int, newest: int) -> None:
+        """Let pieces of ``source`` up to ``length`` serve ``key`` too, behind those that it has.
+
+        None serves that was taken after the step ``newest`` - 1, or that a frame of ``key`` from the step ``step`` on
+        has overwritten; ``step`` is their ``KvPiece.step``.
+        """
+        frames = self._frames.get(key, _Overwrites())
+        for layers, kept in self._kept.get(source, {}).items():
+            row = self._kept.setdefault(key, {}).setdefault(layers, _Kept(kept.layout))
+            for piece, taken in zip(kept.pieces, kept.steps, strict=True):
+                size = len(piece.data) + PIECE_OVERHEAD_BYTES
+                if piece.stop > length or taken > newest or self.nbytes + size > self._max_bytes:
+                    break
+                if piece.start == row.length and row.layout == kept.layout and not frames.overwrites(piece.stop, step):
+                    row.add(piece, step)
+                    self.nbytes += size
 
     def _cut(self, kept: _Kept, at: int) -> None:
         """Drop the pieces from index ``at`` on."""

@@ -1,4 +1,4 @@
-"""Entry point of a stage process: one layer range, one compute thread, one control thread.
+"""Entry point of a stage process: one layer range, one compute thread, one control thread; or of a drafting process.
 
 The process reads its configuration from the first line of standard input, later lines admit keys, and the end of the
 input ends the process: a stage process never outlives its node. It reports on standard output, one JSON object per
@@ -7,30 +7,38 @@ line. A stage knows nothing about requests, prompts or other nodes' names.
 
 from __future__ import annotations
 
-import gc
-import json
 import logging
 import os
-import signal
 import sys
-import threading
 import time
-from pathlib import Path
 
-import psutil
 import zmq
 
 from edgepp import backend
 from edgepp.backend.base import StageModel
+from edgepp.child_process import read_configuration
 from edgepp.error_boundary import explained
+from edgepp.errors import PeerLost
+from edgepp.model.tensor_shares import share_out
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.printable import PrintableFormatter
-from edgepp.stage_process.compute_thread import Command, ComputeThread
-from edgepp.stage_process.config import StageConfig
+from edgepp.stage_process.compute_thread import ComputeThread
+from edgepp.stage_process.config import RANK_LOST_STATUS, RankConfig, StageConfig
 from edgepp.stage_process.control_thread import ControlThread
+from edgepp.stage_process.draft_process import serve_drafts
+from edgepp.stage_process.first_rank import FirstRank
+from edgepp.stage_process.loading import load_layers, open_layers, options_of, report_progress
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageConnector
+from edgepp.stage_process.other_rank import follow
+from edgepp.stage_process.process_life import is_ready, report_ready, watch_parent
+from edgepp.stage_process.rank_group import RankGroup
+from edgepp.stage_process.rank_links import RankLost
+from edgepp.stage_process.rank_process import join_ranks, load_rank
+from edgepp.stage_process.reports import report
 from edgepp.stage_process.speed_probe import measure_speed, warm_up
+from edgepp.stage_process.split_head import SplitHead
+from edgepp.stage_process.welcome import welcome_of
+from edgepp.structured_log import configure, name_process
 from edgepp.wire import codec
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox
@@ -40,25 +48,16 @@ from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Listener
 
 log = logging.getLogger("edgepp.stage")
-_is_ready = threading.Event()
 _MAX_QUEUED_ANSWERS = 128
 """Results and echoes queued for one slow peer; more than a ring has steps under way."""
 
 
-def _report(event: str, **fields: object) -> None:
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-    sys.stdout.flush()
-
-
-def _load(config: StageConfig) -> tuple[Checkpoint, StageModel, str]:
-    checkpoint = Checkpoint.open(Path(config.path))
-    checkpoint.require(config.layers)
-    chosen = backend.choose(config.backend, checkpoint)
-    options = config.policy.backend_options(exact=config.exact, kv_bits=config.kv_bits)
-    model = chosen.load_stage(
-        checkpoint, config.layers, options, lambda done, total: _report("progress", done=done, total=total)
-    )
-    return checkpoint, model, chosen.name
+def _end_with_rank(lost: PeerLost) -> None:
+    """End the process, as the ranks of a stage end together; before the process is ready, its parent is told."""
+    if is_ready():
+        log.error("%s; this stage process ends too", lost)
+        os._exit(RANK_LOST_STATUS + lost.rank if isinstance(lost, RankLost) else 1)
+    raise lost
 
 
 def _listen(
@@ -76,96 +75,128 @@ def _listen(
 def serve(config: StageConfig) -> None:
     """Load the layers, report ``ready``, and run until standard input ends.
 
+    A process that is a rank joins the others first, and unless it is rank 0, it follows rank 0 and has no port.
+
     Raises:
-        EdgeppError: The layers cannot be loaded, or the address is taken.
+        EdgeppError: The layers cannot be loaded, the address is taken, or another rank is gone.
     """
     started_s = time.perf_counter()
-    checkpoint, model, name = _load(config)
+    checkpoint = open_layers(config)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    gate = Gate(context)
+    gate.admit(config.admitted(config.admit))
+    if config.rank is not None:
+        _serve_rank(config, config.rank, checkpoint, context, gate, started_s)
+    else:
+        model, chosen = load_layers(config, checkpoint)
+        welcome = welcome_of(config, checkpoint, model, chosen.name)
+        del checkpoint  # which unmaps its files
+        _serve_stage(config, model, welcome, context, gate, started_s)
+    gate.close()
+    context.term()
+
+
+def _serve_rank(
+    config: StageConfig,
+    rank: RankConfig,
+    checkpoint: Checkpoint,
+    context: zmq.Context[zmq.Socket[bytes]],
+    gate: Gate,
+    started_s: float,
+) -> None:
+    """Join the other ranks, load a part of the layers, and serve with them until standard input ends."""
+    group = join_ranks(config, rank, checkpoint, context)
+    chosen = backend.choose(config.backend, checkpoint)
+    shares = share_out(checkpoint.settings, rank.weights)
+    part, head = load_rank(
+        chosen, checkpoint, config.layers, options_of(config), shares, group, report_progress, with_head=rank.head
+    )
+    if group.rank:
+        welcome = welcome_of(config, checkpoint, part, chosen.name)
+        _follow(config, part, head, welcome, group, gate, started_s)
+    else:
+        kv_heads = [len(share.kv_heads) for share in shares]
+        model = FirstRank(part, group, kv_heads, _end_with_rank, head)
+        welcome = welcome_of(config, checkpoint, model, chosen.name)._replace(has_head=model.has_head)
+        _serve_stage(config, model, welcome, context, gate, started_s)
+    group.close()
+
+
+def _follow(
+    config: StageConfig,
+    model: StageModel,
+    head: SplitHead | None,
+    welcome: Welcome,
+    group: RankGroup,
+    gate: Gate,
+    started_s: float,
+) -> None:
+    """Do what rank 0 does, until standard input ends or another rank is gone."""
+    inbox: Mailbox[None] = Mailbox()
+    watch_parent(config, inbox.put, gate)
+    report_ready(started_s, address=str(group.address), **_facts(welcome))
+    try:
+        follow(model, group, inbox, head)
+    except PeerLost as lost:
+        _end_with_rank(lost)
+
+
+def _facts(welcome: Welcome) -> dict[str, object]:
+    """What the parent is told of a stage that is ready."""
+    return {key: value for key, value in welcome._asdict().items() if key not in ("node", "model", "folder", "weights")}
+
+
+def _serve_stage(
+    config: StageConfig,
+    model: StageModel,
+    welcome: Welcome,
+    context: zmq.Context[zmq.Socket[bytes]],
+    gate: Gate,
+    started_s: float,
+) -> None:
+    """Measure the speed, and serve the coordinator and other stages until standard input ends."""
     if config.speed_us is not None:
         warm_up(model)
     prefill_us, decode_us = config.speed_us or measure_speed(model)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    gate = Gate(context)
-    gate.admit(config.admit)
     control, data = _listen(context, Address.parse(config.listen), model.hidden_size, config.keys)
-    welcome = Welcome(
-        node=config.node,
-        pid=os.getpid(),
-        data_port=data.address.port,
-        model=config.model,
-        fingerprint=checkpoint.fingerprint,
-        commit=checkpoint.commit,
-        start=config.start,
-        stop=config.stop,
-        num_layers=checkpoint.num_layers,
-        hidden_size=model.hidden_size,
-        context=checkpoint.context,
-        backend=name,
-        device=model.device,
-        dtype=codec.dtype_name(codec.DTYPES[model.dtype]),
-        exact=config.exact,
-        chunk=model.chunk,
-        weight_bytes=checkpoint.layer_bytes(config.layers),
-        prefill_us=prefill_us,
-        decode_us=decode_us,
-        rewinds=model.rewinds,
-    )
-    runner = ModelRunner(model, checkpoint.context)
-    del checkpoint  # which unmaps its files
-    compute = ComputeThread(runner, data, awake=config.policy.awake)
+    welcome = welcome._replace(data_port=data.address.port, prefill_us=prefill_us, decode_us=decode_us)
+    watch = model.check_ranks if isinstance(model, FirstRank) else None
+    compute = ComputeThread(ModelRunner(model, welcome.context), data, awake=config.policy.awake, watch=watch)
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
     frame_bytes = max_data_frame_bytes(model.hidden_size)
     connector = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
     compute.bulk.connect = connector.begin_bulk
     control_thread = ControlThread(control, compute, connector, welcome, config.driver)
     control_thread.start()
-    threading.Thread(target=_follow_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
-    _report(
-        "ready",
+    watch_parent(config, compute.inbox.put, gate)
+    report_ready(
+        started_s,
         address=str(control.address),
-        seconds=round(time.perf_counter() - started_s, 3),
-        resident_bytes=psutil.Process().memory_info().rss,
-        **{key: value for key, value in welcome._asdict().items() if key not in ("node", "model")},
+        **_facts(welcome),
     )
-    _is_ready.set()
-    gc.collect()
-    gc.freeze()  # loaded objects stay: exempt from collections between frames
     compute.run()
+    if isinstance(model, FirstRank):
+        model.release_others()
     control_thread.stop()
     compute.close()
-    gate.close()
-    context.term()
-
-
-def _follow_parent(inbox: Mailbox[Command], gate: Gate) -> None:
-    try:
-        for line in sys.stdin:
-            gate.admit(json.loads(line)["admit"])
-    finally:
-        inbox.put(None)
-        time.sleep(2.0)
-        os._exit(1)  # the compute thread has not ended in time
 
 
 def main() -> None:
     """Entry point of ``python -m edgepp.stage_process.main``."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole process group; the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    line = sys.stdin.readline()
-    if not line:
+    if not (line := read_configuration()):
         return  # the parent has ended already
     try:
-        serve(StageConfig.decode(line))
+        config = StageConfig.decode(line)
+        configure(config.log)
+        name_process(config.node, "draft" if config.drafts else str(config.layers))
+        serve_drafts(config) if config.drafts else serve(config)
     except Exception as error:  # noqa: BLE001 - the boundary of the process
         known = explained(error)
-        if _is_ready.is_set():  # the parent reads no more reports
+        if is_ready():  # the parent reads no more reports
             log.error("%s; %s", known, known.hint)
             sys.exit(1)
         try:
-            _report("error", message=str(known), hint=known.hint)
+            report("error", message=str(known), hint=known.hint)
         except BrokenPipeError:
             sys.stdout = None  # the parent has ended: an exit handler must not flush
         sys.exit(1)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 
@@ -18,17 +16,17 @@ from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.companion import Companion, Key, keys_of, rekey
 from edgepp.stage_process.finite import all_finite, not_finite
+from edgepp.stage_process.first_rank import FirstRank
+from edgepp.stage_process.frames import Frame, select_rows
+from edgepp.stage_process.split_head import WantedResult
 from edgepp.wire import codec
-from edgepp.wire.messages.data import Batch, Forward, Hidden
+from edgepp.wire.messages.data import Batch, Forward
 
 _MAX_FREED = 1024
 """Freed sequences whose late frames are recognised; more than can be under way at once."""
 
 RESERVE_POSITIONS = 256
 """Positions by which the KV cache of a sequence grows at a time."""
-
-Frame: TypeAlias = Forward | Batch
-Answer: TypeAlias = Hidden | Batch
 
 
 @dataclass
@@ -37,6 +35,8 @@ class Counters:
 
     frames: int = 0
     dropped: int = 0
+    void: int = 0
+    """Frames that were not computed because a later frame began again at their position or before."""
 
 
 @dataclass
@@ -46,7 +46,8 @@ class StepOutcome:
     frame: Frame | None
     """None where no row is left to send on."""
     hidden: Array
-    """Hidden states of ``frame``: (T, D) of a ``Forward``, (B, D) of a ``Batch``."""
+    """Hidden states of ``frame``: (T, D) of a ``Forward``, (B, D) of a ``Batch``. Of a stage with the output head,
+    where the frame asks for that, the result in place of those that are wanted."""
     faults: list[tuple[int, str]] = field(default_factory=list)
     """(sequence, reason) of the sequences that failed and are freed."""
 
@@ -72,6 +73,7 @@ class ModelRunner:
     def __init__(self, model: StageModel, context: int) -> None:
         """``context`` is the highest number of positions of any sequence."""
         self.model = model
+        self._head = model if isinstance(model, FirstRank) and model.has_head else None
         self.companions: list[Companion] = []
         """They hear of every sequence that is copied, freed or inherited."""
         self.context = context
@@ -79,6 +81,11 @@ class ModelRunner:
         self._open: dict[Key, _OpenSequence] = {}
         self._freed: deque[Key] = deque(maxlen=_MAX_FREED)
         self._next_cache_id = 0
+
+    @property
+    def has_head(self) -> bool:
+        """Whether frames may ask for logits or candidates."""
+        return self._head is not None
 
     @property
     def sequences(self) -> int:
@@ -111,10 +118,11 @@ class ModelRunner:
                 opened = self._begin(key, frame)
             opened.capacity = frame.capacity
             self._prepare(opened, frame.position, frame.rows)
+            self._expect(frame, frame.wanted_rows)
             out = self.model.extend(opened.cache_id, hidden)
             if not all_finite(out):
                 raise StageFault(not_finite(hidden))
-            return StepOutcome(frame, out)
+            return StepOutcome(frame, self._result(frame, out))
         except StageFault as fault:
             self.free(*key)
             return StepOutcome(None, _NOTHING, [(frame.sequence, str(fault))])
@@ -137,7 +145,9 @@ class ModelRunner:
             cache_ids.append(opened.cache_id)
         while cache_ids:
             try:
+                self._expect(frame, len(rows))
                 out = self.model.decode(cache_ids, hidden if len(rows) == frame.rows else hidden[rows])
+                result = self._result(frame, out)
             except SequenceFault as fault:
                 for cache_id in fault.sequences:
                     row = rows.pop(cache_ids.index(cache_id))
@@ -149,22 +159,30 @@ class ModelRunner:
                 break
             else:
                 if not all_finite(out):
-                    out = self._only_finite(frame, rows, hidden, out, faults)
+                    result = result[self._drop_infinite(frame, rows, hidden, out, faults)]
                 if not rows:
                     break
-                return StepOutcome(_select_rows(frame, rows), out, faults)
+                return StepOutcome(select_rows(frame, rows), result, faults)
         return StepOutcome(None, _NOTHING, faults)
 
-    def _only_finite(
+    def _expect(self, frame: Frame, rows: int) -> None:
+        if self._head is not None and frame.result != "hidden":
+            self._head.expect(WantedResult(rows, frame.result, frame.candidates))
+
+    def _result(self, frame: Frame, out: Array) -> Array:
+        """What to send on of the hidden states ``out`` of a frame: these, or the result that the frame asks for."""
+        return out if self._head is None or frame.result == "hidden" else self._head.result(out)
+
+    def _drop_infinite(
         self, frame: Batch, rows: list[int], hidden: Array, out: Array, faults: list[tuple[int, str]]
-    ) -> Array:
-        """Remove rows that are not finite from ``out`` and ``rows``; the sequences of these rows fail."""
+    ) -> list[bool]:
+        """Remove ``rows`` where ``out`` is not finite, and fail their sequences; which rows of ``out`` are good."""
         good = [all_finite(out[i : i + 1]) for i in range(len(rows))]
         for row, is_good in zip(rows, good, strict=True):
             if not is_good:
                 self._fail(frame, frame.sequences[row], StageFault(not_finite(hidden[row : row + 1])), faults)
         rows[:] = [row for row, is_good in zip(rows, good, strict=True) if is_good]
-        return out[good]
+        return good
 
     def _fail(self, frame: Batch, sequence: int, fault: StageFault, faults: list[tuple[int, str]]) -> None:
         self.free(frame.epoch, sequence)
@@ -268,36 +286,3 @@ class ModelRunner:
     def lengths(self, epoch: int) -> dict[int, int]:
         """Positions that each sequence of an epoch holds."""
         return {key[1]: self.model.length(self._open[key].cache_id) for key in keys_of(self._open, epoch)}
-
-
-def _select_rows(frame: Batch, rows: list[int]) -> Batch:
-    """``frame`` with only these of its rows."""
-    if len(rows) == frame.rows:
-        return frame
-    sequences = tuple(frame.sequences[row] for row in rows)
-    return frame._replace(sequences=sequences, positions=tuple(frame.positions[row] for row in rows))
-
-
-def sequences_of(frame: Frame) -> tuple[int, ...]:
-    """Sequences of a frame."""
-    return frame.sequences if isinstance(frame, Batch) else (frame.sequence,)
-
-
-def spans_of(frame: Frame) -> Iterator[tuple[int, int, int]]:
-    """Sequence, first position and number of positions of each part of a frame, in the order of its rows."""
-    if isinstance(frame, Batch):
-        for sequence, position in zip(frame.sequences, frame.positions, strict=True):
-            yield sequence, position, 1
-    else:
-        yield frame.sequence, frame.position, frame.rows
-
-
-def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:
-    """Message and hidden states that the last stage returns: a whole ``Batch``, or the wanted rows of a ``Forward``."""
-    if isinstance(frame, Batch):
-        return frame, hidden
-    wanted = hidden[len(hidden) - frame.wanted_rows :]
-    answer = Hidden(
-        frame.epoch, frame.sequence, frame.step, len(wanted), frame.width, frame.dtype, frame.codec, frame.compute_us
-    )
-    return answer, wanted

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Message
 from edgepp.wire.messages.data import Echo
 from edgepp.wire.transport import Link
 
@@ -64,8 +66,10 @@ class PacedLink:
         self._on_the_way += nbytes
         self._nonce += 1
 
-    def read_echoes(self) -> bool:
+    def read_echoes(self, take: Callable[[Message], bool] = lambda _: False) -> bool:
         """Read the echoes that have come back; whether messages were lost, after which the link starts afresh.
+
+        ``take`` gets what else comes, and says whether that was due.
 
         Raises:
             RemoteProtocolError: The receiver sent something else.
@@ -74,9 +78,12 @@ class PacedLink:
             if (frames := self.link.receive()) is None:
                 break
             message = decode(frames[0])
-            if not isinstance(message, Echo) or not message.reply:
-                raise RemoteProtocolError(f"a {type(message).__name__} message where an echo was due")
-            if message.nonce >= _FIRST_NONCE and self._was_lost(message.nonce):
+            if not isinstance(message, Echo):
+                if not take(message):
+                    raise RemoteProtocolError(f"a {type(message).__name__} message where an echo was due")
+            elif not message.reply:
+                raise RemoteProtocolError("an Echo that is no reply")
+            elif message.nonce >= _FIRST_NONCE and self._was_lost(message.nonce):
                 return self._start_afresh()
         if self._is_broken or (self._marks and time.monotonic() - self._marks[0].sent_s > ECHO_WAIT_S):
             return self._start_afresh()

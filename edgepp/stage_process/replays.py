@@ -87,7 +87,7 @@ def _frame(replay: Replay, position: int, rows: Array) -> Forward:
         step=REPLAYED,
         position=position,
         capacity=replay.capacity,
-        source=0,
+        source=replay.source if position == replay.start else 0,
         wanted_rows=0,
         rows=len(rows),
         width=rows.shape[1],

@@ -107,7 +107,7 @@ def held_schema(tool: Tool) -> str:
     Raises:
         UsageError: the tool is ``strict``, and llguidance cannot hold a part of its schema.
     """
-    source = _Source(f"of the tool {tool.name:.60}", tool.strict, tool.parameters, closes=True)
+    source = _Source(f"of the tool {tool.name:.60}", tool.strict, tool.parameters)
     schema = _prepared(dict(tool.parameters), source, "parameters", 0)
     if "$ref" not in schema:
         schema.setdefault("type", "object")
@@ -117,6 +117,9 @@ def held_schema(tool: Tool) -> str:
 
 def answer_constraint(schema: Mapping[str, Any], strict: bool) -> Constraint:
     """What holds the text of an answer to ``schema``; unless ``strict``, without what llguidance cannot hold.
+
+    Objects with named properties get no others unless the schema says so: classes become schemas that say nothing of
+    others, and a model that may add properties adds them without end.
 
     Raises:
         UsageError: the answer is to be held ``strict``, and llguidance cannot hold a part of the schema; or it is too
@@ -135,8 +138,6 @@ class _Source:
     owner: str
     strict: bool
     root: Mapping[str, Any]
-    closes: bool = False
-    """Whether objects with named properties get no others unless the schema says so."""
 
     def refused(self, path: str, what: str) -> UsageError:
         return UsageError(
@@ -162,7 +163,7 @@ def _prepared(schema: Any, source: _Source, path: str, depth: int, narrow: bool 
             raise source.refused(where, fault)
         if not fault:
             prepared[key] = _inner(key, value, source, where, depth + 1)
-    if source.closes and narrow and _is_closed(prepared):
+    if narrow and _is_closed(prepared):
         prepared["additionalProperties"] = False
     return prepared
 

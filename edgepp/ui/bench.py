@@ -19,12 +19,17 @@ from rich.text import Text
 from edgepp import __version__
 from edgepp.benchmark.comparison import FILE, Comparison, Difference, compare, read
 from edgepp.benchmark.machine import commit, machine
-from edgepp.benchmark.markdown import markdown, number, spread
+from edgepp.benchmark.markdown import markdown
+from edgepp.benchmark.markdown_table import number, spread
 from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement, ReportProgress
-from edgepp.benchmark.report import NAMES, BenchmarkReport, Target
+from edgepp.benchmark.origin_table import layout_name
+from edgepp.benchmark.remembered import entry
+from edgepp.benchmark.report import NAMES, BenchmarkReport, MeasuredTarget
 from edgepp.benchmark.target import cluster, local
 from edgepp.benchmark.workload import Askable, FreshOwners
+from edgepp.cluster.state_files import config_dir
 from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.plan.bench_history import append_entry
 from edgepp.python_api import Engine, connect
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.ui import bench_plot
@@ -46,6 +51,8 @@ class BenchmarkOptions:
     speculate: str
     peer: str | None
     single: bool
+    layouts: tuple[tuple[int, int], ...] = ()
+    """Numbers of stages, and of processes per stage, of other pipelines over which one request is measured too."""
 
 
 def bench(options: BenchmarkOptions, settings: BenchmarkSettings, out: str | None, *, as_json: bool) -> None:
@@ -85,19 +92,21 @@ async def _measure(
                 threads = ComputePolicy.shared(threads, options.stages or 1).threads
             one = Engine(model, stages=1, threads=threads, backend=options.backend, speculate="off")
             alone = await _opened(one, stack)
+        layouts = {layout_name(*layout): await _open_layout(options, *layout, stack) for layout in options.layouts}
         report = BenchmarkReport(
             began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
-            settings=asdict(settings) | {"single": options.single, "threads": options.threads},
+            settings=asdict(settings)
+            | {"single": options.single, "threads": options.threads, "layouts": list(layouts)},
             target=target,
             version=__version__,
             commit=commit(),
             machine=machine(),
         )
         found.append(report)
-        await Measurement(model, settings, report, report_progress).run(askable, alone)
+        await Measurement(model, settings, report, report_progress).run(askable, alone, layouts)
 
 
-async def _open(options: BenchmarkOptions, stack: AsyncExitStack) -> tuple[str, Target, Askable]:
+async def _open(options: BenchmarkOptions, stack: AsyncExitStack) -> tuple[str, MeasuredTarget, Askable]:
     if options.model is None:
         try:
             connection = await stack.enter_async_context(connect(options.peer))
@@ -114,6 +123,18 @@ async def _open(options: BenchmarkOptions, stack: AsyncExitStack) -> tuple[str, 
     )
     askable = await _opened(engine, stack)
     return options.model, local(options.model, engine.stages), askable
+
+
+async def _open_layout(options: BenchmarkOptions, stages: int, ranks: int, stack: AsyncExitStack) -> Askable:
+    engine = Engine(
+        options.model or "",
+        stages=stages,
+        tensor=ranks,
+        threads=options.threads,
+        backend=options.backend,
+        speculate=options.speculate,
+    )
+    return await _opened(engine, stack)
 
 
 async def _opened(engine: Engine, stack: AsyncExitStack) -> Askable:
@@ -162,6 +183,7 @@ def _folder(out: str | None) -> Path:
 
 
 def _deliver(report: BenchmarkReport, folder: Path | None, *, as_json: bool) -> None:
+    _keep(report)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
     else:
@@ -169,13 +191,25 @@ def _deliver(report: BenchmarkReport, folder: Path | None, *, as_json: bool) -> 
     if folder is None:
         return
     (folder / FILE).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    files = [str(folder / "report.md"), FILE]
+    pictures: list[str] = []
     try:
-        files += [path.name for path in bench_plot.draw(report, folder)]
+        pictures = [path.name for path in bench_plot.draw(report, folder)]
     except UsageError as error:
         say(f"no plots, since matplotlib is not installed: {error.hint}", err=True)
+    (folder / "report.md").write_text(markdown(report, pictures), encoding="utf-8")
+    files = [str(folder / "report.md"), FILE, *pictures]
     say(f"{'partial report' if report.partial else 'report'}: {', '.join(files)}", err=True)
+
+
+def _keep(report: BenchmarkReport) -> None:
+    """Add a complete report to the history; one that cannot be added is still delivered."""
+    kept = None if report.partial else entry(report)
+    if kept is None:
+        return
+    try:
+        append_entry(config_dir(), kept)
+    except UsageError as error:
+        say(f"not kept for `edgepp bench --history`: {error}; {error.hint}", err=True)
 
 
 def _show(report: BenchmarkReport) -> None:
@@ -185,6 +219,8 @@ def _show(report: BenchmarkReport) -> None:
         sides = [report.single] + ([report.alone] if report.alone is not None else [])
         stages = len(report.target.stages)
         sizes = [f">{stages} STAGE{'S' if stages != 1 else ''}", ">ONE PROCESS"][: len(sides)]
+        sides += report.layouts.values()
+        sizes += [f">{name}" for name in report.layouts]
         table = Rows(f"{report.target.model}, ONE REQUEST", *sizes)
         for name, words in NAMES.items():
             table.add_row(words, *(spread(getattr(side, name)) for side in sides))

@@ -9,6 +9,7 @@ import math
 import re
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgepp.errors import EdgeppError
@@ -181,8 +182,8 @@ def stage_table(answer: Answer) -> str:
 
 async def answer_once(
     model: Model, prompt: Question, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
-) -> None:
-    """Print one answer: streamed text, with its speed on standard error, or one JSON object.
+) -> Answer:
+    """Print one answer: streamed text, with its speed on standard error, or one JSON object; the answer.
 
     Raises:
         EdgeppError: the answer cannot begin, failed, or does not satisfy its constraint.
@@ -202,6 +203,21 @@ async def answer_once(
         _say_cut_off(answer, options)
         if fault := incomplete(answer, options):
             raise fault
+    return answer
+
+
+async def write_trace(model: Model, answer: Answer, file: str) -> None:
+    """Write the trace of an answer that has ended, and say on standard error where its time went.
+
+    Raises:
+        EdgeppError: no trace is kept, or the file cannot be written.
+    """
+    from edgepp.ui import trace as ui
+
+    trace = await model.trace(answer.request_id)
+    ui.write(trace, Path(file))
+    Screen(stderr=True).show(*ui.tables(trace))
+    say(f"written to {file}: open it at https://ui.perfetto.dev", dim=True, err=True)
 
 
 async def answer_several(

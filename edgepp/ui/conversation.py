@@ -70,7 +70,7 @@ def command(line: str) -> str | None:
 
 
 @dataclass
-class Conversation:
+class InteractiveChat:
     """An interactive chat; after a stage was lost, the next question opens the model again."""
 
     model: Model

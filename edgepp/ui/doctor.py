@@ -63,6 +63,7 @@ def _findings(peer: str | None, extra: Sequence[Check]) -> Iterator[Finding]:
     yield versions()
     yield glibc()
     yield importable("mlx", "mlx.core")
+    yield from graphics_card()
     yield importable("onnxruntime", "onnxruntime")
     yield memory()
     known, about = configuration()
@@ -131,6 +132,25 @@ def importable(package: str, module: str) -> Finding:
         return Finding(
             package, False, f"cannot be imported: {error}", "install edgepp again in a new virtual environment"
         )
+
+
+def graphics_card() -> Iterator[Finding]:
+    """Whether MLX computes on the NVIDIA card that it was installed for; nothing where it was not."""
+    from edgepp.backend.device import cuda_package, device
+
+    package = cuda_package()
+    if package is None:
+        return
+    try:
+        found = device()
+    except (ImportError, OSError):  # ``importable`` says why
+        found = "cpu"
+    if found == "cuda":
+        yield Finding("CUDA", True, f"{package} {version(package)}")
+        return
+    again = f"pip install --force-reinstall --no-deps {package}=={version(package)}"
+    hint = f"if `nvidia-smi` shows the card, write MLX's files for it once more: `{again}`"
+    yield Finding("CUDA", False, f"{package} is installed, but MLX does not compute on a card", hint)
 
 
 def memory() -> Finding:

@@ -10,15 +10,15 @@ from edgepp.http_api import api_keys
 from edgepp.ui.screen import Rows, Screen, say, say_json
 
 
-def add_key(name: str, *, as_json: bool) -> None:
-    """Make a key and print it.
+def add_key(name: str, *, administers: bool, as_json: bool) -> None:
+    """Make a key, which may change the cluster if it ``administers``, and print it.
 
     Raises:
         UsageError: the name is malformed or in use.
     """
-    secret = api_keys.add_key(name)
+    secret = api_keys.add_key(name, administers=administers)
     if as_json:
-        say_json({"name": name, "key": secret})
+        say_json({"name": name, "key": secret, "administers": administers})
         return
     say(f"The key of {name}, which is not shown again:\n\n    {secret}\n")
     click.echo("Clients send it as an API key, that is as `Authorization: Bearer KEY` or `x-api-key: KEY`.")
@@ -28,14 +28,16 @@ def list_keys(*, as_json: bool) -> None:
     """Print the names of all keys."""
     keys = api_keys.load_keys()
     if as_json:
-        say_json({"keys": [{"name": key.name, "created_s": key.created_s} for key in keys]})
+        told = [{"name": key.name, "created_s": key.created_s, "administers": key.administers} for key in keys]
+        say_json({"keys": told})
         return
     if not keys:
         click.echo("There is no key; `edgepp keys add NAME` makes one.")
         return
-    table = Rows("NAME", "MADE")
+    table = Rows("NAME", "MADE", "MAY")
     for key in keys:
-        table.add_row(key.name, time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_s)))
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_s))
+        table.add_row(key.name, made, "ask and administer" if key.administers else "ask")
     Screen().show(table)
 
 

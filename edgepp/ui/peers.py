@@ -15,6 +15,7 @@ from edgepp.coordinator.client import CoordinatorClient, connect_coordinator
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.ui.finding import Finding
 from edgepp.ui.screen import Rows, Screen, say
+from edgepp.ui.sums import measured_sums
 from edgepp.wire.address import Address
 
 _MAX_CLOCK_OFFSET_S = 5.0
@@ -101,10 +102,15 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
     def health() -> Finding:
         if not reached:
             return Finding("cluster", ok=None, found="not checked: the coordinator was not reached", do="")
-        with reached.pop() as connection:
-            return _health(connection.status)
+        return _health(reached[0].status)
 
-    return (key, health)
+    def sums() -> Finding:
+        if not reached:
+            return Finding("sums", ok=None, found="not checked: the coordinator was not reached", do="")
+        with reached.pop() as connection:
+            return measured_sums(connection)
+
+    return (key, health, sums)
 
 
 def _next_step(error: EdgeppError) -> str:

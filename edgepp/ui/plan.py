@@ -11,15 +11,16 @@ import click
 from rich.text import Text
 
 from edgepp.errors import PlanError
-from edgepp.placement.types import memory_needed
+from edgepp.placement.costs import memory_needed
 from edgepp.plan.advice import Need
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.hardware import catalogue
 from edgepp.plan.json_report import forecast_dict, requests_fit, sequences_needed, unfit_dict
-from edgepp.plan.layout import Question
+from edgepp.plan.layout import ClusterQuestion
 from edgepp.plan.predict import Decode
 from edgepp.plan.quantities import format_link_rate
+from edgepp.plan.ways import Way
 from edgepp.ui.plan_plot import draw, load_pyplot
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen, say
@@ -31,16 +32,23 @@ _PARTS = {
     "KV": "reading the KV cache",
     "FLOPs": "arithmetic",
     "wire": "network",
+    "sums": "sums over the network",
     "overhead": "software",
     "ends": "embedding and head",
 }
 """Names of the parts of a step, for people."""
+_WAYS = {"tensor": "sharing each layer", "pipeline": "a pipeline", "one": "one machine"}
 _SIMILAR = 0.05
 _MINUTES_S = 180.0
 
 
 def show_plan(
-    question: Question, cluster: ClusterSpec, plot: str | None = None, lengths: Sequence[int] = (), *, as_json: bool
+    question: ClusterQuestion,
+    cluster: ClusterSpec,
+    plot: str | None = None,
+    lengths: Sequence[int] = (),
+    *,
+    as_json: bool,
 ) -> None:
     """Print the forecast of a model on a cluster; draw it to the file ``plot`` for sequences of ``lengths`` positions.
 
@@ -100,6 +108,8 @@ def picture(found: Forecast) -> Iterator[Any]:
     yield ""
     yield _answer(found)
     yield _best_node_text(found)
+    if sentence := best_way_text(found.ways):
+        yield sentence
     for need in found.needs:
         yield _need(need, found)
     yield _changes_text(found)
@@ -122,22 +132,23 @@ def _head(found: Forecast) -> Text:
 def _stages(found: Forecast) -> Rows:
     layout, prediction = found.layout, found.layout.prediction
     table = Rows(
-        "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
-        ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
+        "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SUMS",
+        ">SOFTWARE", ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
     memory = layout.cluster.stage_memory(found.question.placement, layout.plan)
     stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
     for index, (time, prefill, (needed, offered)) in enumerate(stages):
         seconds = (
-            time.weights_s, time.kv_s, time.arithmetic_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
+            time.weights_s, time.kv_s, time.arithmetic_s, time.wire_s, time.sums_s, time.overhead_s,
+            time.busy_s + time.wire_s,
         )  # fmt: skip
         table.add_row(
-            str(index), str(time.layers), time.node, megabytes(needed), megabytes(offered),
+            str(index), str(time.layers), str(layout.stages[index]), megabytes(needed), megabytes(offered),
             *map(_ms, seconds), _PARTS[time.limit], _PARTS[prefill.limit],
         )  # fmt: skip
     one, coordinator = prediction.one, layout.cluster.coordinator.name
     back = _ms(one.ends_s + one.return_s)
-    table.add_row("", "embedding, head", coordinator, "", "", "", "", "", _ms(one.return_s), "", back)
+    table.add_row("", "embedding, head", coordinator, "", "", "", "", "", _ms(one.return_s), "", "", back)
     return table
 
 
@@ -193,6 +204,27 @@ def _best_node_text(found: Forecast) -> str:
     if max(single.speed, single.throughput) < 1 + _SIMILAR:
         return f"{text}: use them for size, not speed."
     return f"{text}: use them for many requests, not for one." if single.speed < 1 - _SIMILAR else f"{text}."
+
+
+def best_way_text(ways: Sequence[Way]) -> str:
+    """Which of sharing layers, a pipeline and one machine is best, and by how much; empty with nothing to compare."""
+    if len(ways) < 2:
+        return ""
+    best, *others = ways
+    gains = [f"{_as_fast(way.answer_s / best.answer_s)} {_WAYS[way.name]}{_on(way)}" for way in others]
+    text = f"Best for one answer is {_WAYS[best.name]}{_on(best)}: {', and '.join(gains)}"
+    shared = next((way for way in ways if way.name == "tensor"), None)
+    if shared is None:
+        return f"{text}."
+    return f"{text}. Sums take {_ms(shared.sums_s)} of a token where layers are shared."
+
+
+def _as_fast(ratio: float) -> str:
+    return "about as fast as" if ratio < 1 + _SIMILAR else f"{ratio:.2g} times as fast as"
+
+
+def _on(way: Way) -> str:
+    return f" ({' and '.join(way.nodes)})"
 
 
 def _need(need: Need, found: Forecast) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepp.errors import UsageError
 from edgepp.plan.cluster_spec import ClusterSpec
-from edgepp.plan.layout import Layout, Question, make_layout
+from edgepp.plan.layout import ClusterQuestion, Layout, make_layout
 from edgepp.plan.machines import Workload
 from edgepp.plan.predict import Decode, predict
 
@@ -23,7 +23,7 @@ _COLOURS = {
 }
 
 
-def draw(question: Question, cluster: ClusterSpec, file: str, lengths: Sequence[int] = ()) -> None:
+def draw(question: ClusterQuestion, cluster: ClusterSpec, file: str, lengths: Sequence[int] = ()) -> None:
     """Write a plot to ``file``: for each length of a sequence a curve and a panel of the parts of a step.
 
     Raises:
@@ -71,7 +71,7 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-def decodes_at(question: Question, layout: Layout, length: int) -> tuple[Decode, ...]:
+def decodes_at(question: ClusterQuestion, layout: Layout, length: int) -> tuple[Decode, ...]:
     """Decoding at ``length`` positions with 1 to 128 requests, whether or not their KV caches fit."""
     work = Workload(prompt=max(1, length - 1), answer=2, requests=_REQUESTS, chunk=max(1, length))
     return predict(question.model, layout.stages, layout.cluster.links, work, layout.cluster.coordinator.machine).decode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ from typing import Protocol
 
 from edgepp.engine.frontend import OnProgress
 from edgepp.events import Event, Measuring
+from edgepp.structured_log import fields
 from edgepp.ui.progress import ByteProgress
+
+log = logging.getLogger("edgepp.events")
 
 
 class Service(Protocol):
@@ -56,6 +60,7 @@ def run_until_stopped(
             if not isinstance(event, Measuring):  # happens during the opening, and takes long
                 await opened.wait()
             show(event)
+            log.info("%s", event, extra=fields(type(event).__name__, **vars(event)))
 
     async def run() -> None:
         with _cancelled_by_signals(came):

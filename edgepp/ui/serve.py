@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import click
 from rich.text import Text
@@ -19,15 +20,19 @@ from edgepp.python_api import ServedCluster
 from edgepp.ui import serve_http
 from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import Screen, say
+from edgepp.ui.trace import write_all
 
 _REFRESH_S = 0.2
 
 
-def run(cluster: ServedCluster, http: HttpServer | None, *, as_json: bool) -> None:
+def run(cluster: ServedCluster, http: HttpServer | None, trace: Path | None, *, as_json: bool) -> None:
     """Serve until Ctrl-C, or until this machine leaves its cluster; ``http`` is None for no HTTP server.
 
+    The traces of the newest requests are written to the file ``trace`` in the end, if one is given.
+
     Raises:
-        UsageError: a node already runs on this machine, or the address of the HTTP server is taken.
+        UsageError: a node already runs on this machine, the address of the HTTP server is taken, or the file cannot be
+            written.
         EdgeppError: the cluster cannot start, or a part of it failed.
     """
     console = Screen()
@@ -45,7 +50,7 @@ def run(cluster: ServedCluster, http: HttpServer | None, *, as_json: bool) -> No
             click.echo("stopping; `edgepp serve` continues with the same cluster")
 
     run_until_stopped(
-        _ClusterWithHttp(cluster, http),
+        _ClusterWithHttp(cluster, http, trace),
         lambda event: _show_event(console, cluster, event, as_json=as_json),
         farewell,
         greet,
@@ -54,13 +59,16 @@ def run(cluster: ServedCluster, http: HttpServer | None, *, as_json: bool) -> No
 
 
 class _ClusterWithHttp:
-    """A cluster and its HTTP server, which takes its port first and answers when the cluster does."""
+    """A cluster and its HTTP server, which takes its port first and answers when the cluster does; and the traces."""
 
-    def __init__(self, cluster: ServedCluster, http: HttpServer | None) -> None:
+    def __init__(self, cluster: ServedCluster, http: HttpServer | None, trace: Path | None) -> None:
         self._cluster = cluster
         self._http = http
+        self._trace = trace
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
+        if self._trace is not None:
+            write_all((), self._trace)  # a file that cannot be written is told before the first request
         if self._http is not None:
             self._http.listen()
         await self._cluster.open(on_progress)
@@ -73,6 +81,8 @@ class _ClusterWithHttp:
             if self._http is not None:
                 running_server.withdraw()
                 await self._http.close()
+            if self._trace is not None and self._cluster.is_open:
+                write_all(self._cluster.traces, self._trace)
         finally:
             await self._cluster.close()
 

@@ -1,4 +1,4 @@
-"""Output of `edgepp serve` about its HTTP server: the base URL, a command to try, and on a LAN a QR code."""
+"""Output of `edgepp serve` about its HTTP server: the page, the base URL, a command to try, and on a LAN a QR code."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def greet(http: HttpServer | None) -> None:
         return
     if http.taken_port is not None:
         say(f"Another program uses port {http.taken_port}, the usual one for clients, so HTTP has another port.")
+    say(f"Chat and cluster in a browser: {http.url}/")
     say(f"Clients of OpenAI, Anthropic and Ollama: {http.url}  (with /v1 for OpenAI)")
     key = " -H 'Authorization: Bearer KEY'" if http.is_key_required else ""
     say(f"  curl {http.url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{_BODY}'")

@@ -19,6 +19,7 @@ from edgepp.layers import LayerRange
 from edgepp.ui.peers import connect
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen
+from edgepp.ui.sums import sum_text, tried
 
 _REFRESH_S = 1.0
 _COLOURS = {
@@ -104,6 +105,8 @@ def tables(state: Mapping[str, Any]) -> Group:
     if engine.get("prompt_tokens"):
         reused = engine["reused_tokens"] / engine["prompt_tokens"]
         head.append(f" · {100 * reused:.0f} % of prompt tokens reused, {engine['waiting']} requests waiting")
+    if guesses := state.get("guesses", {}).get("model"):
+        head.append(f" · tokens guessed with {guesses} on {state['guesses']['node']}")
     if recoveries := sum(engine.get("recoveries", {}).values()):
         times = "once" if recoveries == 1 else f"{recoveries} times"
         head.append(f" · requests went on over other stages {times}")
@@ -112,7 +115,19 @@ def tables(state: Mapping[str, Any]) -> Group:
         lines.append(Text(_http(state["http"])))
     if state["reason"]:
         lines.append(Text(str(state["reason"]), style="yellow"))
-    return Group(*lines, "", _nodes(state), *_spares(state), "", _stages(state))
+    awake = [node["name"] for node in state["nodes"] if node["sleep_lock"] == "held"]
+    if state["sleep_lock"] == "held":
+        awake.append(state["coordinator"])
+    if awake:
+        lines.append(Text(f"kept from sleeping while answers are computed: {', '.join(awake)}", style="dim"))
+    if problem := state.get("guesses", {}).get("problem"):
+        lines.append(Text(f"guesses of a small model are missing: {problem}", style="yellow"))
+    return Group(*lines, "", _nodes(state), *_spares(state), "", _stages(state), *_sums(state))
+
+
+def _sums(state: Mapping[str, Any]) -> list[Text]:
+    """One line per pair of nodes whose sums were measured."""
+    return [Text(sum_text(pair), style="dim") for pair in tried(state)]
 
 
 def _http(http: Mapping[str, Any]) -> str:
@@ -156,7 +171,7 @@ def _stages(state: Mapping[str, Any]) -> Rows:
         table.add_row(
             str(stage["index"]),
             str(LayerRange(*stage["layers"])),
-            stage["node"],
+            " and ".join(rank["node"] for rank in stage.get("ranks", ())) or stage["node"],
             stage["address"],
             Text(stage["state"] + progress, style=_COLOURS[stage["state"]]),
             f"{stage['backend']} on {stage['device']}",
@@ -166,6 +181,10 @@ def _stages(state: Mapping[str, Any]) -> Rows:
             _ms(stage.get("stage_s")),
             _ms(stage.get("wire_s")),
         )
+        total = sum(rank["weight"] for rank in stage["ranks"])
+        for number, rank in enumerate(stage["ranks"]):
+            share, condition = f"{rank['weight']} of {total} parts", Text(rank["state"], style=_COLOURS[rank["state"]])
+            table.add_row("", f"rank {number}", rank["node"], f"process {rank['pid']}", condition, share, *[""] * 5)
     return table
 
 

@@ -37,6 +37,11 @@ class StepLine:
             say(line, err=True)
             self._shown = step
 
+    def hide(self) -> None:
+        """Take the line away, so that other output can follow, until the next step is shown."""
+        if self._live is not None:
+            self._live.update(Text(""), refresh=True)
+
     def __enter__(self) -> StepLine:
         if self._live is not None:
             self._live.start()

@@ -21,18 +21,33 @@ from edgepp.wire.text_fields import (
 )
 
 MAX_TOKENS = 1024
-"""Rows of one hidden-state tensor; no backend computes more than 512 at a time."""
+"""Rows of one hidden-state tensor: the longest chunk of a stage process, whatever its backend would like."""
 MAX_WIDTH = 1 << 16
 """Columns of one hidden-state tensor: the hidden size D."""
+MAX_SEQUENCES = 128
+"""Sequences of one ``Batch``."""
+MAX_RESULT_WIDTH = 1 << 20
+"""Columns of one tensor of results: the size of a vocabulary."""
 
 Id: TypeAlias = Annotated[int, 0, (1 << 63) - 1]
 """Number of an epoch, sequence, step, request, plan version or incarnation; also a wall clock in microseconds."""
 Count: TypeAlias = Annotated[int, 0, (1 << 48) - 1]
 Rows: TypeAlias = Annotated[int, 0, MAX_TOKENS]
 Width: TypeAlias = Annotated[int, 1, MAX_WIDTH]
+ResultWidth: TypeAlias = Annotated[int, 1, MAX_RESULT_WIDTH]
+Candidates: TypeAlias = Annotated[int, 0, 20]
+"""Likeliest tokens of a row; 0 where no candidates are asked for."""
 Layer: TypeAlias = Annotated[int, 0, 1 << 16]
 Stage: TypeAlias = Annotated[int, 0, 1023]
 """Index of a stage in its pipeline."""
+Rank: TypeAlias = Annotated[int, 0, 15]
+"""Index of a rank in its tensor-parallel stage."""
+Ranks: TypeAlias = Annotated[int, 1, 16]
+"""Number of ranks of a stage."""
+RankWeights: TypeAlias = Annotated[tuple[int, ...], 0, 16]
+"""How the ranks of a stage share each layer, in rank order: see ``model.tensor_shares``. Empty for one process."""
+RankPids: TypeAlias = Annotated[tuple[int, ...], 0, 16]
+"""Processes of the ranks of a stage, in rank order; empty for one process."""
 Slot: TypeAlias = Annotated[int, 0, 63]
 """Index of a stage slot on its node."""
 StageSlots: TypeAlias = Annotated[int, 0, 64]
@@ -59,19 +74,28 @@ Hosts: TypeAlias = Annotated[str, 0, 1024, are_hosts]
 Route: TypeAlias = Annotated[str, 2, 510, is_route]
 """Routing id of a connection, in hexadecimal."""
 
-Verb: TypeAlias = Literal["status", "peers", "leave", "invite", "token", "revoke", "use", "drain"]
+Verb: TypeAlias = Literal["status", "peers", "leave", "invite", "token", "revoke", "use", "drain", "trace", "measure"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
+ResultForm: TypeAlias = Literal["hidden", "logits", "candidates"]
+"""What returns of a step's rows: hidden states; or, from a stage that has the output head, float32 logits (rows, V), or
+candidates (rows, 1 + 2 * K) as in ``backend.candidates``."""
 LinkCodec: TypeAlias = Literal["auto", "none", "lz4", "zstd", "int8"]
 """``auto``: the sender chooses a lossless codec for each frame."""
 HeldKind: TypeAlias = Literal["kv", "log", "copy"]
 """What a stage holds of a sequence: keys and values, logged hidden states, or copies for another stage."""
 KvSource: TypeAlias = Literal["kv", "copy"]
 """Where a stage takes the keys and values that it sends: its own caches, or the copies that it keeps."""
+CacheOperation: TypeAlias = Literal["open", "truncate", "fork", "resize", "set_length", "free"]
+KvTransfer: TypeAlias = Literal["export", "import"]
 PiecePurpose: TypeAlias = Literal["copy", "restore"]
 
-PerSequence: TypeAlias = Annotated[tuple[int, ...], 1, 128]
+PerSequence: TypeAlias = Annotated[tuple[int, ...], 1, MAX_SEQUENCES]
 """One number per sequence of a ``Batch``."""
 PerStageMicroseconds: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
 """Compute time of each stage that the frame has passed, in microseconds, without encoding, decoding and queueing."""
+TraceTimes: TypeAlias = Annotated[tuple[int, ...], 0, 161]
+"""Times of a traced frame (``wire.frame_marks``), for at most 32 stages; empty for a frame that is not traced."""
+WeightDigests: TypeAlias = Annotated[tuple[int, ...], 0, 256]
+"""As ``model.weights.weight_digests`` gives them: of the tensors outside the layers, then of each layer."""
 TokenIds: TypeAlias = Annotated[tuple[int, ...], 0, 256]

@@ -7,8 +7,11 @@ A socket belongs to one thread. A ``Mailbox`` carries objects from other threads
 from __future__ import annotations
 
 import math
+import os
 import queue
 import socket
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -17,6 +20,29 @@ import zmq
 from edgepp.wire.transport import Link, Listener
 
 T = TypeVar("T")
+
+AWAKE_S = 0.05
+"""How long a thread that has a core to itself waits without sleeping."""
+_TAKEN_S = 0.0005
+"""A turn of waiting that takes longer means that another program had the core meanwhile."""
+_yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+def wait_awake(come: Callable[[], bool], timeout_s: float = AWAKE_S) -> bool:
+    """Ask ``come`` without sleeping until it says so, for ``timeout_s`` seconds at most; whether it did.
+
+    A thread that slept while others computed takes up to a millisecond to reach full speed again. But where other
+    programs want the core too, a thread that sleeps gets it sooner when something comes: then the wait ends early.
+    """
+    asked_s = time.perf_counter()
+    until_s = asked_s + timeout_s
+    while not come():
+        _yield()
+        now_s = time.perf_counter()
+        if now_s >= until_s or now_s - asked_s > _TAKEN_S:
+            return False
+        asked_s = now_s
+    return True
 
 
 class Mailbox(Generic[T]):
@@ -27,6 +53,13 @@ class Mailbox(Generic[T]):
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
+        self._num_taken = self._num_wakes = 0
+        """Items taken, and wake-ups read, so far."""
+
+    @property
+    def has_items(self) -> bool:
+        """Whether there are items. Makes no system call."""
+        return not self._items.empty()
 
     def put(self, item: T) -> None:
         """Add an item and wake the reader. Safe from any thread."""
@@ -41,16 +74,17 @@ class Mailbox(Generic[T]):
         return self._read.fileno()
 
     def drain(self) -> list[T]:
-        """Remove and return all items, oldest first."""
-        try:
-            while self._read.recv(4096):
-                continue
-        except BlockingIOError:
-            pass
+        """Remove and return all items, oldest first. Makes no system call where nothing came."""
+        if self._num_wakes >= self._num_taken and not self.has_items:
+            return []
+        with suppress(BlockingIOError):
+            while wakes := len(self._read.recv(4096)):
+                self._num_wakes += wakes
         items: list[T] = []
         with suppress(queue.Empty):
             while True:
                 items.append(self._items.get_nowait())
+        self._num_taken += len(items)
         return items
 
     def close(self) -> None:

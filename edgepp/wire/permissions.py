@@ -27,7 +27,8 @@ from edgepp.wire.messages.control import (
     Refused,
     Welcome,
 )
-from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden, KvPiece
+from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden, Kept, KvPiece
+from edgepp.wire.messages.drafts import Drafter, Forget, Guessed, Read, Unread
 from edgepp.wire.messages.nodes import (
     Adopt,
     Drained,
@@ -48,14 +49,27 @@ from edgepp.wire.messages.nodes import (
     View,
     Warm,
 )
+from edgepp.wire.messages.rank_meetings import MeasureSum, RankAt, RankListens, SumMeasured
+from edgepp.wire.messages.ranks import (
+    CacheDone,
+    CacheOrder,
+    HeadPart,
+    KvExported,
+    KvOrder,
+    Partial,
+    RankFault,
+    RankJoined,
+    StepOrder,
+)
 from edgepp.wire.messages.recovery import Expect, Held, Inventory, Push, Rebuilt, Replay
 
-Socket: TypeAlias = Literal["control", "data", "cluster"]
-Role: TypeAlias = Literal["driver", "guest", "stage", "coordinator", "member", "token"]
+Socket: TypeAlias = Literal["control", "data", "ranks", "draft", "cluster"]
+Role: TypeAlias = Literal["driver", "guest", "stage", "first rank", "rank", "drafter", "coordinator", "member", "token"]
 """Role of the sender.
 
-To a stage: ``driver``, the coordinator that may order the stage; ``guest``, another admitted node. From a stage:
-``stage``. To a coordinator: ``member``, a paired node or a client on one; ``token``, the holder of a token. From a
+To a stage or drafting process: ``driver``, the coordinator that may order it; ``guest``, another admitted node. From a
+stage: ``stage``; from a drafting process: ``drafter``. Between the ranks of a stage: ``first rank``, rank 0; ``rank``,
+another one. To a coordinator: ``member``, a paired node or a client on one; ``token``, the holder of a token. From a
 coordinator: ``coordinator``.
 """
 Permission: TypeAlias = frozenset[tuple[Socket, Role]]
@@ -66,7 +80,7 @@ def _by(socket: Socket, *roles: Role) -> Permission:
 
 
 SPEAKERS: Mapping[type, Permission] = {
-    Hello: _by("control", "driver", "guest"),
+    Hello: _by("control", "driver", "guest") | _by("draft", "driver", "guest"),
     Ping: _by("control", "driver", "guest"),
     Attach: _by("control", "driver"),
     Free: _by("control", "driver"),
@@ -82,17 +96,34 @@ SPEAKERS: Mapping[type, Permission] = {
     Rebuilt: _by("control", "stage"),
     Fault: _by("control", "stage"),
     FrameLost: _by("control", "stage"),
-    Refused: _by("control", "stage") | _by("cluster", "coordinator"),
+    Refused: _by("control", "stage") | _by("draft", "drafter") | _by("cluster", "coordinator"),
     Echo: _by("data", "driver", "guest", "stage"),
     Forward: _by("data", "driver", "guest"),
     Batch: _by("data", "driver", "guest", "stage"),
     Hidden: _by("data", "stage"),
     KvPiece: _by("data", "driver", "guest"),
+    Kept: _by("data", "driver", "guest", "stage"),
+    RankJoined: _by("ranks", "first rank", "rank"),
+    CacheOrder: _by("ranks", "first rank"),
+    CacheDone: _by("ranks", "rank"),
+    KvOrder: _by("ranks", "first rank"),
+    KvExported: _by("ranks", "rank"),
+    StepOrder: _by("ranks", "first rank"),
+    Partial: _by("ranks", "first rank", "rank"),
+    HeadPart: _by("ranks", "rank"),
+    RankFault: _by("ranks", "first rank", "rank"),
+    Read: _by("draft", "driver"),
+    Forget: _by("draft", "driver"),
+    Drafter: _by("draft", "drafter"),
+    Guessed: _by("draft", "drafter"),
+    Unread: _by("draft", "drafter"),
     Enrol: _by("cluster", "member"),
     Heartbeat: _by("cluster", "member"),
     Loading: _by("cluster", "member"),
     Loaded: _by("cluster", "member"),
     NotLoaded: _by("cluster", "member"),
+    RankListens: _by("cluster", "member"),
+    SumMeasured: _by("cluster", "member"),
     Leaving: _by("cluster", "member"),
     Leave: _by("cluster", "member"),
     Call: _by("cluster", "member"),
@@ -104,6 +135,8 @@ SPEAKERS: Mapping[type, Permission] = {
     View: _by("cluster", "coordinator"),
     Load: _by("cluster", "coordinator"),
     Unload: _by("cluster", "coordinator"),
+    RankAt: _by("cluster", "coordinator"),
+    MeasureSum: _by("cluster", "coordinator"),
     Restart: _by("cluster", "coordinator"),
     Retire: _by("cluster", "coordinator"),
     Warm: _by("cluster", "coordinator"),
@@ -117,7 +150,7 @@ SPEAKERS: Mapping[type, Permission] = {
 }
 """Sockets and roles per kind of message."""
 
-VERBS_OF_ALL: frozenset[Verb] = frozenset({"status", "peers", "leave"})
+VERBS_OF_ALL: frozenset[Verb] = frozenset({"status", "peers", "leave", "trace", "measure"})
 """Verbs of a ``Call`` that any member may send."""
 VERBS_OF_OWNER: frozenset[Verb] = frozenset(get_args(Verb)) - VERBS_OF_ALL
 """Verbs of a ``Call`` that only the coordinator's own machine may send."""

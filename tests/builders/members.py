@@ -27,9 +27,9 @@ def facts(incarnation: int = 1, **changes: Any) -> Enrol:
     return given._replace(**changes)
 
 
-def beat(incarnation: int = 1) -> Heartbeat:
+def beat(incarnation: int = 1, free_memory_bytes: int = 1) -> Heartbeat:
     """A heartbeat of the node's incarnation."""
-    return Heartbeat(incarnation, free_memory_bytes=1, clock_us=1, rtt_us=300)
+    return Heartbeat(incarnation, free_memory_bytes, clock_us=1, rtt_us=300)
 
 
 def loaded(plan: int = 1, slot: int = 0) -> Loaded:
@@ -42,7 +42,7 @@ def live_node(name: str, **more: Any) -> dict[str, Any]:
     return {
         "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory_bytes": 8 * 10**9,
         "backend": "onnx", "device": "cpu", "pinned": None, "stream_bytes_per_s": 1e10,
-        "flops_per_s": 1e11, "rtt_s": 0.004, "layers": [[0, 15]], "stage_slots": 1,
+        "flops_per_s": 1e11, "half_s": 3e-5, "rtt_s": 0.004, "layers": [[0, 15]], "stage_slots": 1,
         **more,
     }  # fmt: skip
 

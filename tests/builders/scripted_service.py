@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from edgepp.coordinator.live_answer import OnEnded
+from edgepp.coordinator.ended_answer import OnEnded
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import (
     ChoiceEnded,
@@ -21,6 +21,7 @@ from edgepp.http_api.generation import (
 )
 from edgepp.http_api.model_service import ServedModel
 from edgepp.model.text.conversation import Conversation, Prompt
+from edgepp.python_api.served_cluster import Invitation
 from edgepp.tool_calls.tool_use import ToolUse
 
 Step: TypeAlias = GenerationEvent | Exception | asyncio.Event
@@ -68,6 +69,8 @@ class ScriptedService:
     played: list[Played] = field(default_factory=list)
     """All requests so far."""
     observers: list[OnEnded] = field(default_factory=list)
+    drained: list[tuple[str, bool]] = field(default_factory=list)
+    """Nodes that were to be drained, and whether that was undone."""
     state: Mapping[str, Any] = field(default_factory=dict)
     """What ``status`` returns."""
 
@@ -128,6 +131,17 @@ class ScriptedService:
         if model == "none":
             raise RequestError("not_found", "there is no model called 'none'", parameter="model")
         self.model = replace(self.model, name=model, names=(model,))
+
+    async def invite(self) -> Invitation:
+        """Always the same."""
+        return Invitation("7-tango-lemon", ("192.168.1.4:5700",), 600.0)
+
+    async def drain(self, node: str, *, undo: bool) -> Mapping[str, Any]:
+        """Note it, unless the node is called ``none``."""
+        if node == "none":
+            raise RequestError("invalid_request", "no present node is called 'none'", parameter="node")
+        self.drained.append((node, undo))
+        return {"node": "ab12", "name": node, "draining": not undo, "layers": [[0, 15]]}
 
     def observe(self, on_ended: OnEnded) -> None:
         """Keep ``on_ended``, for the test to call."""

@@ -20,8 +20,8 @@ class ByteProxy(threading.Thread):
         super().__init__(name="byte-proxy", daemon=True)
         self._selector = selectors.DefaultSelector()
         self._closing = threading.Event()
-        self.flips = 0
-        """How many of the next long pieces of a stream to change, each by one bit."""
+        self.skips, self.flips = 0, 0
+        """How many of the next long pieces of a stream to pass on, and how many then to change, each by one bit."""
         self.flipped = threading.Event()
         for port in ports:
             listener = socket.create_server((FRONT, port))
@@ -57,7 +57,9 @@ class ByteProxy(threading.Thread):
     def _pass_on(self, here: socket.socket, there: socket.socket) -> None:
         try:
             data = here.recv(1 << 16)
-            if len(data) > _LONG_BYTES and self.flips:
+            if len(data) > _LONG_BYTES and self.skips:
+                self.skips -= 1
+            elif len(data) > _LONG_BYTES and self.flips:
                 self.flips -= 1
                 self.flipped.set()
                 data = flipped(data, 4 * len(data))

@@ -15,6 +15,7 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.same_weights import PipelineWeights
 from edgepp.engine.stage_handshake import Endpoint, Expectation, ask, greet
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
@@ -56,7 +57,14 @@ class LoneStages:
 
         def open_parts() -> EngineParts:
             checkpoint = Checkpoint.open(self.path)
-            expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
+            expected = Expectation(
+                "tiny",
+                checkpoint.fingerprint,
+                checkpoint.num_layers,
+                checkpoint.hidden_size,
+                True,
+                weights=PipelineWeights.of(checkpoint),
+            )
             addresses = [proxy.address for proxy in self.proxies] if proxied else self.addresses
             public = self.keys.public if self.keys else ""
             endpoints = [Endpoint((address,), public) for address in addresses]

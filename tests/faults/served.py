@@ -18,6 +18,7 @@ import pytest
 
 from edgepp.coordinator.client import RemoteAnswer, connect_coordinator
 from edgepp.engine.request import GenerateOptions
+from edgepp.engine.timing import Recovery
 from edgepp.errors import EdgeppError
 from edgepp.model.text.conversation import Prompt
 from edgepp.wire.address import Address
@@ -122,6 +123,11 @@ class Stream(threading.Thread):
     def tokens(self) -> int:
         """Number of tokens so far."""
         return len(self._answer.token_ids) if self._answer is not None else 0
+
+    @property
+    def recoveries(self) -> list[Recovery]:
+        """The losses that the answer survived, once it has ended."""
+        return self._answer.timing.recoveries if self._answer is not None else []
 
     def reaches(self, tokens: int) -> None:
         """Wait until the answer has so many tokens, or has ended."""
@@ -229,7 +235,7 @@ class Baseline:
         self._ask()  # the first answers open what later ones use again
         self.gauge, self.footprint = self._settled()
 
-    def is_restored(self, within_s: float = 40.0) -> None:
+    def is_restored(self, within_s: float = PATIENCE_S) -> None:
         """Fail unless the cluster comes back to what it held, by role of process, after the same questions."""
         self._cluster.whole()
         self._ask()

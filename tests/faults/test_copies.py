@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from edgepp.engine.request import GenerateOptions, SamplingOptions
+from edgepp.model.text.conversation import Conversation
 from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
-from tests.faults.served import Baseline, Stream, serving
+from tests.faults.served import Baseline, Served, Stream, serving
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +43,36 @@ def test_four_streams_go_on_over_copies_when_a_stage_process_and_then_a_node_die
             result.ended_within(ENDS_S, killed_s)
         three.start()
         baseline.is_restored()
+
+
+_FEW = 64
+"""Positions that the copies may lack: what was decoded since the last piece, and what was under way."""
+
+
+@pytest.mark.parametrize("lost", [(1, 2), (1, 1), (0, 1)])
+def test_a_second_loss_soon_after_the_first_finds_copies_of_nearly_all_positions(
+    tmp_path: Path, lost: tuple[int, int]
+) -> None:
+    text = " ".join(f"Sentence {number} is about the number {number * number}." for number in range(32))
+    questions = [
+        (Conversation.of(text), GenerateOptions(160, ignore_eos=True)),
+        (Conversation.of(text), GenerateOptions(160, ignore_eos=True, sampling=SamplingOptions(0.7, seed=4))),
+    ]
+    with serving(tmp_path, MODEL, "--context", "2048", "--max-sequences", "6", "--keep-copies", "1") as cluster:
+        expected = [stream.result().tokens for stream in [Stream(*question) for question in questions]]
+        streams = [Stream(*question) for question in questions]
+        for stage in lost:
+            for stream in streams:
+                stream.reaches(stream.tokens + 16)
+            _lose(cluster, stage)
+        for stream, tokens in zip(streams, expected, strict=True):
+            stream.result().is_right(tokens)
+            assert [one.how for one in stream.recoveries] == ["copies", "copies"]
+            assert max(one.prefilled for one in stream.recoveries) <= _FEW
+
+
+def _lose(cluster: Served, stage: int) -> None:
+    """Kill the process of a stage, and wait until another one runs the stage."""
+    pid = cluster.whole()["stages"][stage]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    cluster.wait("another process", lambda state: state["state"] == "ready" and state["stages"][stage]["pid"] != pid)

@@ -91,7 +91,7 @@ def restored(cluster: Cluster) -> Iterator[None]:
     yield
     cluster.whole()
     assert cluster.recite(8).get("token_ids") == cluster.expected[:8]
-    settles(lambda: cluster.footprint.grown(cluster.descriptors()), "more than before the fault", 40.0)
+    settles(lambda: cluster.footprint.grown(cluster.descriptors()), "more than before the fault")
 
 
 def right(cluster: Cluster, said: Status) -> None:

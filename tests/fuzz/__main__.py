@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.toolkit.script import Arguments, Result, say, script
+from bench.toolkit.script import Result, ScriptArguments, say, script
 from edgepp.errors import EdgeppError, UsageError
 from tests.fuzz.campaign import PROPERTIES, Campaign, explore, fuzz
 from tests.fuzz.targets import TARGETS
@@ -28,7 +28,7 @@ _NAMES = (*TARGETS, PROPERTIES)
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = Arguments(__doc__)
+    parser = ScriptArguments(__doc__)
     parser.prog = "python -m tests.fuzz"
     parser.add_argument("--minutes", type=float, default=10.0, help="for all targets together (%(default)s)")
     parser.add_argument("--target", default="all", help=f"with commas between them: {', '.join(_NAMES)} (%(default)s)")

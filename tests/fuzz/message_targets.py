@@ -15,7 +15,7 @@ from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.clients import Ask, Call, Cancel
 from edgepp.wire.messages.control import Detach, Free, Hello, Ping, Pong
-from edgepp.wire.messages.data import Batch, KvPiece
+from edgepp.wire.messages.data import Batch, Kept, KvPiece
 from edgepp.wire.messages.nodes import Enrol, Heartbeat, Leave, Loaded, Loading, NotLoaded
 from edgepp.wire.messages.recovery import Expect, Push, Replay
 from tests.ceiling import ceiling
@@ -78,6 +78,7 @@ def _talk() -> list[Said]:
     )
     piece = KvPiece(3, 4, "restore", 0, 4, 0, 2, "1 float32 1x8", 0)
     pieces = [said(piece, _ROW * 16, flags=3), said(piece._replace(purpose="copy"), _ROW * 16, flags=3)]
+    pieces.append(said(Kept(3, 2, 4, 0, 4, 1, piece.layout, 1, reply=False), flags=3))
     return [said(Hello("x")), said(ATTACH), *frames, *map(said, orders[:4]), *pieces, *map(said, orders[4:])]
 
 

@@ -14,8 +14,8 @@ from tests.fuzz.target import Target
 from tests.unit.engine.test_text_stream import answered
 from tests.unit.model.test_detokenizer import KINDS, START, build, stream
 from tests.unit.tool_calls import templates as t
+from tests.unit.tool_calls.answer_cases import CASES, TEXTS
 from tests.unit.tool_calls.answers import parts_of
-from tests.unit.tool_calls.test_formats import CASES, TEXTS
 from tests.unit.tool_calls.test_json_stream import passed
 
 _TEMPLATES = tuple(dict.fromkeys([template for template, *_ in CASES] + [template for template, _ in TEXTS]))

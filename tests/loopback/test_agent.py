@@ -7,13 +7,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
+from unittest.mock import Mock
 
 import psutil
 import pytest
 import zmq
 
+from edgepp.cluster.discovery import network_interfaces
+from edgepp.cluster.discovery.mdns import Announcer
 from edgepp.cluster.identity import Cluster, Identity, PairedNode, load_identity
+from edgepp.cluster.pairing.server import PairingServer
+from edgepp.coordinator import join_endpoint
 from edgepp.errors import PairingError
+from edgepp.events import Woke
+from edgepp.host_system import sleep_inhibitor
+from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.node import agent
 from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
@@ -42,7 +50,7 @@ from tests.waiting import PATIENCE_S, eventually
 
 M = TypeVar("M", bound=Message)
 SECRET = KeyPair.generate().secret
-RESOURCES = Resources(1 << 30, "onnx", "cpu", 1, 1e9, 1e9)
+RESOURCES = Resources(1 << 30, "onnx", "cpu", 1, 1e9, 1e9, 1e-5)
 
 
 class FakeCoordinator:
@@ -50,6 +58,7 @@ class FakeCoordinator:
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
+        self.working = False
         self._route = b""
 
     def hear(self, kind: type[M]) -> M:
@@ -61,7 +70,7 @@ class FakeCoordinator:
                 return None
             self._route, message = received[0].route, decode(received[1][0])
             if isinstance(message, Heartbeat):
-                self.say(encode(HeartbeatAck(True, 0)))
+                self.say(encode(HeartbeatAck(True, 0, self.working)))
             return message if isinstance(message, kind) else None
 
         return eventually(f"the node says {kind.__name__}", look)
@@ -251,3 +260,78 @@ def test_a_node_that_does_not_reach_its_coordinator_leaves_at_once(
     monkeypatch.setattr(agent, "COORDINATOR_SILENCE_S", -1.0)
     node.drain(threading.Event())
     assert node.has_layers
+
+
+def test_a_node_is_kept_awake_while_the_coordinator_has_answers(
+    identity: Identity, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster("ab" * 8, PairedNode.of("one", KeyPair.of_secret(SECRET).public))
+    address = coordinator.listener.address
+    offer = Offer(RESOURCES, 1 << 30)
+    lock = SleepInhibitor(commands=lambda: [["cat"]])
+    node = NodeAgent(identity, cluster, offer, lambda: [address], lambda _: None, sleep=lock)
+    monkeypatch.setattr(sleep_inhibitor, "LINGER_S", 0.5)
+    node.start()
+    try:
+        in_force(coordinator)
+        coordinator.working = True
+        coordinator.hear(Heartbeat)
+        assert coordinator.hear(Heartbeat).sleep_lock == "released", "the node has no layers"
+        monkeypatch.setattr(NodeAgent, "has_layers", property(lambda _: True))
+
+        def says(state: str) -> bool:
+            return coordinator.hear(Heartbeat).sleep_lock == state
+
+        eventually("the machine is kept awake", lambda: says("held"))
+        (child,) = [one for one in psutil.Process().children() if one.name() == "cat"]
+        coordinator.working = False
+        eventually("the machine may sleep", lambda: says("released"))
+        assert not child.is_running()
+        coordinator.working = True
+        eventually("the machine is kept awake", lambda: says("held"))
+    finally:
+        node.close()
+    assert "cat" not in [one.name() for one in psutil.Process().children()]
+
+
+def test_a_node_that_slept_connects_again_at_once(
+    identity: Identity, coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept_s = 0.0
+    clock = SimpleNamespace(time=lambda: 1e9 + slept_s, monotonic=lambda: 50.0)
+    monkeypatch.setattr(network_interfaces, "time", clock)
+    monkeypatch.setattr(network_interfaces, "usable_addresses", tuple)  # those of this machine may change meanwhile
+    monkeypatch.setattr(agent, "COORDINATOR_SILENCE_S", 10 * PATIENCE_S)  # silence is not what makes it connect
+    cluster = Cluster("ab" * 8, PairedNode.of("one", KeyPair.of_secret(SECRET).public))
+    address = coordinator.listener.address
+    events: list[object] = []
+    announced = threading.Event()
+    node = NodeAgent(identity, cluster, Offer(RESOURCES, 1 << 30), lambda: [address], events.append, announced.set)
+    node.start()
+    try:
+        in_force(coordinator)
+        slept_s = 3600.0
+        in_force(coordinator)
+        assert announced.is_set(), "the browser of multicast DNS begins again"
+        (woke,) = [event for event in events if isinstance(event, Woke)]
+        assert woke.slept_s == 3600.0
+    finally:
+        node.close()
+
+
+def test_a_coordinator_that_slept_announces_itself_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s = 0.0
+    clock = SimpleNamespace(time=lambda: 1e9 + slept_s, monotonic=lambda: 50.0)
+    monkeypatch.setattr(network_interfaces, "time", clock)
+    monkeypatch.setattr(network_interfaces, "usable_addresses", tuple)  # those of this machine may change meanwhile
+    announcer, pairing_server = Mock(spec=Announcer), Mock(spec=PairingServer)
+    pairing_server.numbers.return_value = ()
+    monkeypatch.setattr(join_endpoint, "Announcer", lambda *_: announcer)
+    monkeypatch.setattr(join_endpoint, "PairingServer", lambda *_: pairing_server)
+    identity = SimpleNamespace(node="ab" * 8, name="one", id="cd" * 8)
+    endpoint = join_endpoint.JoinEndpoint(identity, Address("*", 5700), lambda: identity, print, print)
+    endpoint.announce()
+    announcer.refresh.assert_not_called()
+    slept_s = 3600.0
+    endpoint.announce()
+    announcer.refresh.assert_called_once_with()

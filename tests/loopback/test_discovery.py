@@ -10,6 +10,7 @@ from zeroconf import Zeroconf
 
 from edgepp.cluster.discovery import mdns as discovery
 from edgepp.cluster.discovery.mdns import Announcer, Browser, discover
+from tests.waiting import PATIENCE_S
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
 
@@ -20,7 +21,7 @@ def test_a_coordinator_is_heard_over_loopback_and_no_thread_is_left(monkeypatch:
     announcer = Announcer(CLUSTER, NODE, "mini", 5720)
     try:
         announcer.update([3, 4])
-        found = discover(lambda record: record.node == NODE and record.invitations == (3, 4), 20)
+        found = discover(lambda record: record.node == NODE and record.invitations == (3, 4), PATIENCE_S)
     finally:
         announcer.close()
     assert [(record.cluster, record.name) for record in found] == [(CLUSTER, "mini")]

@@ -9,10 +9,12 @@ import socket
 import sys
 import types
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from edgepp.backend import device
 from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.discovery.multicast_check import Hearing
 from edgepp.cluster.discovery.network_interfaces import interfaces
@@ -286,3 +288,15 @@ def test_files_of_another_user_are_reported(tmp_path: Path, monkeypatch: pytest.
     finding = doctor.private_files(tmp_path)
     assert finding.ok is False
     assert f"user id {owner}" in finding.found
+
+
+def test_a_card_that_mlx_does_not_see_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.cuda_package() is None
+    assert not list(doctor.graphics_card())
+    monkeypatch.setattr(device, "cuda_package", lambda: "mlx")  # a package that is installed
+    (unseen,) = doctor.graphics_card()
+    assert (unseen.check, unseen.ok) == ("CUDA", False)
+    assert "--force-reinstall --no-deps mlx==" in unseen.do
+    monkeypatch.setattr(device, "device", lambda: "cuda")
+    (seen,) = doctor.graphics_card()
+    assert seen == Finding("CUDA", True, f"mlx {version('mlx')}")

@@ -7,19 +7,22 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgepp.engine import ledger
 from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.loop import EngineLoop
+from edgepp.engine.prompt_lookup import OwnerTexts
 from edgepp.engine.request import GenerateOptions, SamplingOptions
-from edgepp.engine.speculation import MAX_GUESSES, PromptLookup, SpeculationControl
-from edgepp.errors import EdgeppError, NotReady, UsageError
+from edgepp.engine.speculation import MAX_GUESSES, GuessPlan, SpeculationControl, SpeculationCosts
+from edgepp.errors import EdgeppError, NotReady, StageLost, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
-from tests.engines import Brake, collect, greedy_tokens, local_engine
+from tests.engines import Brake, LateRing, collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 
 SPLITS = {
@@ -45,8 +48,8 @@ def prompt(random: np.random.Generator, tokens: int) -> list[int]:
 class Restless:
     """Guesses by prompt lookup, else random tokens: a mix of right and wrong guesses."""
 
-    def __init__(self) -> None:
-        self._lookup, self._random = PromptLookup(), np.random.default_rng(0)
+    def __init__(self, owner: str) -> None:
+        self._lookup, self._random = OwnerTexts().begin(owner), np.random.default_rng(0)
 
     def propose(self, ids: Sequence[int], max_guesses: int) -> Sequence[int]:
         return self._lookup.propose(ids, max_guesses) or prompt(
@@ -55,6 +58,11 @@ class Restless:
 
     def close(self) -> None:
         pass
+
+
+def always(_control: SpeculationControl, _costs: SpeculationCosts, *, behind: bool, together: bool) -> GuessPlan:
+    """As many guesses as there may be."""
+    return GuessPlan(together=MAX_GUESSES) if together else GuessPlan(behind=3 if behind else 0)
 
 
 @dataclass
@@ -79,28 +87,45 @@ class Alone:
         return True
 
 
-@pytest.mark.parametrize("backend", ["mlx", "onnx"])
-@pytest.mark.parametrize("stages", SPLITS)
-@pytest.mark.parametrize("guessing", [False, True], ids=["plain", "guessing"])
+WAYS = [(backend, guessing, False) for backend in ("mlx", "onnx") for guessing in ("plain", "together", "behind")]
+WAYS += [("onnx", "plain", True), ("onnx", "behind", True)]
+GROUPS = [(1, "onnx", "together", False, (1, 1)), (2, "onnx", "behind", False, (1, 1))]
+"""Stages of two ranks."""
+
+
+@pytest.mark.parametrize(
+    ("stages", "backend", "guessing", "beside", "ranks"),
+    [(stages, *way, (1,)) for way in WAYS for stages in SPLITS] + GROUPS,
+)
 def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
-    tiny: Path, stages: int, backend: str, guessing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tiny: Path, stages: int, backend: str, guessing: str, beside: bool, ranks: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Random arrivals, lengths, owners and cancellations, prompts that begin alike, and too little room for all.
 
     Float32; where the two best logits lie closer than ``TOLERANCE``, either is right, and such places must be few.
     """
-    monkeypatch.setattr(
-        SpeculationControl, "num_guesses", lambda *_: MAX_GUESSES
-    )  # else guessing that goes wrong is soon given up
+    monkeypatch.setattr(SpeculationControl, "plan", always)  # else guessing that goes wrong is soon given up
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(stages)
     stems = [prompt(random, int(tokens)) for tokens in random.integers(20, 50, 3)]
     prompts = [stems[n % 3] + prompt(random, int(tokens)) for n, tokens in enumerate(random.integers(1, 40, 12))]
-    draft = Restless if guessing else None
-    rounds = 6 if backend == "onnx" else 3
+    draft = Restless if guessing != "plain" else None
+    ring = LateRing if guessing == "behind" or beside else LocalRing
+    rounds = 6 if backend == "onnx" and len(ranks) == 1 else 3
     with local_engine(tiny, SPLITS[stages], [backend]) as engine:
         alone = [Alone.of(engine, one, 40) for one in prompts]
-    with local_engine(tiny, SPLITS[stages], [backend], budget=160, draft=draft) as engine:
+    with local_engine(
+        tiny,
+        SPLITS[stages],
+        [backend],
+        budget=160,
+        draft=draft,
+        together=guessing == "together",
+        ring=ring,
+        beside=beside,
+        ranks=ranks,
+    ) as engine:
         for _ in range(rounds):
             asked: list[tuple[int, int, EngineRequest]] = []
             cancelled: set[int] = set()
@@ -250,3 +275,20 @@ def test_an_order_that_comes_while_the_engine_ends_is_refused(tiny: Path) -> Non
         engine._thread.join(PATIENCE_S)
         late = [engine.suspend(NotReady("the layers move"), lost=lost) for lost in (False, True)]
         assert all("closed" in str(order.exception(PATIENCE_S)) for order in late)
+
+
+def test_a_request_that_comes_while_the_engine_ends_hears_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the thread takes it no more, has ended, or is closed: nobody waits for ever."""
+    gone = StageLost("stage 1 is gone", gone=1)
+
+    def lost(_: float) -> Any:
+        raise gone
+
+    with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
+        monkeypatch.setattr(engine._loop.ring, "poll", lost)
+        asked = [engine.submit([1, 2, 3], GenerateOptions(max_tokens=4)) for _ in range(3)]
+        engine._thread.join(PATIENCE_S)
+        asked.append(engine.submit([1, 2, 3], GenerateOptions(max_tokens=4)))
+        assert [_last(request) for request in asked] == [gone] * 4
+    with pytest.raises(StageLost, match="stage 1 is gone"):
+        engine.submit([1, 2, 3], GenerateOptions(max_tokens=4))

@@ -97,6 +97,21 @@ class TestOnlyNeededBytes:
         assert wanted <= hub.weights_sent() <= wanted + REQUEST_SLACK
         assert (folder / "tokenizer.json").read_bytes() == (single / "tokenizer.json").read_bytes()
 
+    @pytest.mark.parametrize("files", [1, 4])
+    def test_a_rank_of_the_last_stage_fetches_norm_and_head_and_no_embedding(
+        self, hub: FakeHub, tmp_path: Path, files: int
+    ) -> None:
+        untied = make_checkpoint(tmp_path / "untied", replace(SHAPE, tied=False), files=files)
+        hub.repositories[NAME] = untied
+        layers = ModelParts(LayerRange(6, 8))
+        module = Checkpoint.open(fetch(NAME, layers)).head_module
+        folder = fetch(NAME, replace(layers, head=module))
+        outside = {name for name in Checkpoint.open(folder).tensors if layer_of(name) is None}
+        assert outside == {"model.norm.weight", "lm_head.weight", "lm_head.scales", "lm_head.biases"}
+        assert Checkpoint.open(folder).has_head
+        same(folder, untied)
+        assert not (folder / "tokenizer.json").exists()
+
     def test_files_without_wanted_tensors_are_not_requested(self, hub: FakeHub, indexed: Path) -> None:
         hub.repositories[NAME] = indexed
         folder = fetch(NAME, ModelParts(LayerRange(2, 4)))

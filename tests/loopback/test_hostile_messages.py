@@ -23,7 +23,7 @@ from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import VERSION, Message
 from edgepp.wire.messages.clients import Answered
 from edgepp.wire.messages.control import Attached, Detach, Fault, Free, Hello, Ping, Pong, Refused, Welcome
-from edgepp.wire.messages.data import Batch, Forward, KvPiece
+from edgepp.wire.messages.data import Batch, Forward, Kept, KvPiece
 from edgepp.wire.messages.nodes import Loaded
 from edgepp.wire.messages.recovery import Expect, Push, Rebuilt, Replay
 from edgepp.wire.transport import Sender
@@ -89,9 +89,9 @@ def test_a_stages_control_survives_any_message(stage: Stage, said: list[tuple[Se
 
 
 def _ours(message: Message) -> bytes:
-    """A frame of the epoch and width that the stage knows, or a piece for it."""
-    assert isinstance(message, Forward | Batch | KvPiece)
-    if isinstance(message, KvPiece):
+    """A frame of the epoch and width that the stage knows, or a piece for it, or a question about its copies."""
+    assert isinstance(message, Forward | Batch | KvPiece | Kept)
+    if isinstance(message, KvPiece | Kept):
         return encode(message._replace(epoch=1, sequence=message.sequence % 3))
     return encode(message._replace(epoch=1, width=WIDTH))
 
@@ -99,7 +99,7 @@ def _ours(message: Message) -> bytes:
 _TENSORS = st.lists(PAYLOADS | st.binary(min_size=32, max_size=32), max_size=2)
 
 
-@given(st.lists(st.tuples(HEADERS | messages(Forward, Batch, KvPiece).map(_ours), _TENSORS), max_size=5))
+@given(st.lists(st.tuples(HEADERS | messages(Forward, Batch, KvPiece, Kept).map(_ours), _TENSORS), max_size=5))
 @_QUICK
 def test_a_stages_compute_survives_any_message(said: list[tuple[bytes, list[bytes]]]) -> None:
     with closing(Stage()) as stage:
@@ -148,7 +148,7 @@ def test_frames_come_from_the_previous_stage_alone(stage: Stage) -> None:
     assert len(stage.data.sent) == 1
 
 
-def put(stage: Stage, piece: KvPiece, *frames: bytes, sender: Sender = GUEST) -> None:
+def put(stage: Stage, piece: KvPiece | Kept, *frames: bytes, sender: Sender = GUEST) -> None:
     stage.data.put(sender, [encode(piece), *frames])
     stage.compute.receive()
 
@@ -174,6 +174,33 @@ def test_copies_are_kept_from_the_named_stage_alone_and_only_where_asked_for(sta
     put(stage, PIECE, b"aabb", sender=sender)
     assert stage.compute.bulk.nbytes > 0
     stage.order(DRIVER, encode(Free(1, 1)))
+    assert stage.compute.bulk.nbytes == 0
+    assert stage.faults() == []
+
+
+def test_what_is_kept_is_told_to_the_stage_for_which_it_is_kept_alone(stage: Stage) -> None:
+    question = Kept(1, 1, 0, 4, 6, 1000, "form", 1, reply=False)
+    stage.order(DRIVER, encode(ATTACH))
+    put(stage, question)
+    stage.order(DRIVER, encode(ATTACH._replace(keeps_copies=True, copies_from=KEYS[2])))
+    sender = GUEST._replace(key=KEYS[2])
+    put(stage, PIECE, b"aabb", sender=sender)
+    put(stage, question._replace(length=0))
+    put(stage, question._replace(epoch=9), sender=sender)
+    put(stage, question._replace(reply=True), sender=sender)
+    assert stage.data.sent == []
+    for asked, told in (
+        (question, 2),
+        (question._replace(layout="another"), 0),
+        (question._replace(stop_layer=7), 0),
+        (question._replace(sequence=2), 0),
+        (question._replace(sequence=2, source=1), 2),
+        (question._replace(length=1), 0),
+    ):
+        put(stage, asked, sender=sender)
+        (_, answer) = stage.data.sent.pop()
+        assert answer == asked._replace(length=told, reply=True)
+    stage.order(DRIVER, encode(Free(1, 2)))
     assert stage.compute.bulk.nbytes == 0
     assert stage.faults() == []
 

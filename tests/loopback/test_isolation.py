@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 import edgepp
 from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import encode_question
-from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.request_isolation import token_ids
-from edgepp.engine.ring import LocalRing, Send, SendBatch
+from edgepp.engine.ring import Send, SendBatch
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, StageFault, UsageError
@@ -41,7 +42,7 @@ from edgepp.python_api.answer import Begun
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.wire.message_codec import decode
 from edgepp.wire.messages.clients import Declined
-from tests.engines import collect, greedy_tokens, local_engine
+from tests.engines import LateRing, collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 
 SPLIT = [LayerRange(0, 2), LayerRange(2, 4)]
@@ -90,7 +91,7 @@ class Trouble:
         self._may("close")
 
 
-@pytest.fixture(params=["onnx", "mlx"])
+@pytest.fixture(params=[("onnx", False), ("mlx", False), ("onnx", True)], ids=["onnx", "mlx", "onnx, drawn beside"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineLoop]:
     folder = make_checkpoint(tmp_path / "m", replace(TINY, tied=False))
     file = folder / "model.safetensors"
@@ -98,7 +99,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineLoo
     with file.open("r+b") as stream:
         stream.seek(place.start + POISON * place.shape[1] * 4)
         stream.write(np.full(place.shape[1], np.nan, np.float32).tobytes())
-    with local_engine(folder, SPLIT, [request.param], budget=400) as made:
+    backend, beside = request.param
+    ring = LateRing if beside else LocalRing
+    with local_engine(folder, SPLIT, [backend], budget=400, ring=ring, beside=beside) as made:
         yield made
         assert made.lost is None
         assert made.load.live == made.load.waiting == 0
@@ -170,7 +173,7 @@ def test_guesses_that_fail_change_no_answer(tmp_path: Path, call: str) -> None:
     folder = make_checkpoint(tmp_path / "m", TINY)
     with local_engine(folder, SPLIT, ["onnx"]) as plain:
         expected = greedy_tokens(plain, text(1), 12)
-    with local_engine(folder, SPLIT, ["onnx"], draft=lambda: Trouble(call, 0, Panic("draft"))) as engine:
+    with local_engine(folder, SPLIT, ["onnx"], draft=lambda _: Trouble(call, 0, Panic("draft"))) as engine:
         assert greedy_tokens(engine, text(1), 12) == expected
         assert engine.lost is None
 
@@ -191,23 +194,23 @@ def test_hidden_states_that_are_not_finite_fail_only_their_request(
     """The error names the stage that computed the hidden states."""
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = [greedy_tokens(engine, text(seed), 12) for seed in range(3)]
-        poll = engine._loop.ring.poll
-        victim: list[int] = []
+        poll, live = engine._loop.ring.poll, engine._loop.core.live
 
         def damaged(timeout_s: float) -> Any:
+            """Damage each step of the victim behind its first token; in the engine thread, so at no other step."""
             events = poll(timeout_s)
             for event in events:
-                if victim and victim[0] in getattr(event, "sequences", ()) and len(event.hidden):
-                    event.hidden[event.sequences.index(victim[0]), 3] = value
+                for row, sequence in enumerate(getattr(event, "sequences", ())):
+                    request = live.get(sequence)
+                    if request is not None and request.ids[: request.prompt_tokens] == text(1) and request.tokens:
+                        event.rows[row, 3] = value
             return events
 
         monkeypatch.setattr(engine._loop.ring, "poll", damaged)
         requests = [engine.submit(text(seed), GenerateOptions(12), owner="new") for seed in range(3)]
-        first = requests[1].events.get(timeout=PATIENCE_S)
-        victim.append(requests[1].sequence)
+        assert requests[1].events.get(timeout=PATIENCE_S) == expected[1][0]
         with pytest.raises(StageFault, match=r"request \d+: stage 1 .* hidden states that are not numbers"):
             collect(requests[1])
-        assert first == expected[1][0]
         assert [collect(requests[0]), collect(requests[2])] == [expected[0], expected[2]]
         assert engine.lost is None
 

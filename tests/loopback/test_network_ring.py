@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,12 @@ import zmq
 
 from edgepp.engine import network_ring, outstanding_steps
 from edgepp.engine.network_ring import NetworkRing
-from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
+from edgepp.engine.ring import Failed, ResultKind, Returned, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.wire import codec
 from edgepp.wire.address import Address
-from edgepp.wire.mailbox import Poller
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Welcome
@@ -31,7 +33,7 @@ from tests.waiting import PATIENCE_S, eventually
 
 HERE = Address("127.0.0.1", 0)
 ROW = np.ones((1, 8), np.float32)
-EXPECTED = Expectation("m", "f" * 16, 4, 8, exact=False)
+EXPECTED = Expectation("m", "f" * 16, 4, 8, exact=False, vocabulary=100)
 
 
 class WedgedStage(threading.Thread):
@@ -73,7 +75,7 @@ class WedgedStage(threading.Thread):
             case Attach():
                 return Attached(message.epoch, 10, 0)
             case Ping():
-                return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0, 7, 9, 1)
+                return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0, 0, 7, 9, 1)
             case Echo():
                 return message._replace(reply=True)
             case Forward() | Batch():
@@ -106,8 +108,8 @@ def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkey
     monkeypatch.setattr(outstanding_steps, "STEP_S", 0.7)
     ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
-        ring.send(Send(1, 0, 16, 1, np.zeros((4, 8), np.float32)))
         began = time.monotonic()
+        ring.send(Send(1, 0, 16, 1, np.zeros((4, 8), np.float32)))
         (failed,) = eventually("it counts as lost", lambda: ring.poll(0.1))
         assert time.monotonic() - began > 1.3
         assert isinstance(failed, Failed)
@@ -135,11 +137,14 @@ class LyingStage(WedgedStage):
 STEP, BATCH = Send(1, 0, 16, 1, ROW), SendBatch((1, 2), (1, 1), np.ones((2, 8), np.float32))
 
 
-def events_of(step: Send | SendBatch, lie: Callable[[Any], Message], times: int = 1) -> list[RingEvent]:
+def events_of(
+    step: Send | SendBatch, lie: Callable[[Any], Message], times: int = 1, *, awake: bool = False
+) -> list[RingEvent]:
     """The events of a ring with one lying stage after one step, or several."""
     stage = LyingStage(lie)
     stage.start()
     ring = NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
+    ring.is_awake = awake
     events: list[RingEvent] = []
     try:
         for _ in range(times):
@@ -160,6 +165,26 @@ def test_an_answer_of_the_right_rows_is_taken() -> None:
     assert (one.sequences, two.sequences) == ((1,), (1, 2))
 
 
+def test_an_engine_that_waits_awake_takes_results_orders_and_what_stages_say(
+    wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_ring, "AWAKE_S", PATIENCE_S)
+    (one,) = events_of(STEP, lambda answer: answer, awake=True)
+    assert isinstance(one, Returned)
+    (failed,) = events_of(STEP, lambda answer: answer._replace(rows=0), awake=True)
+    assert isinstance(failed, Failed)
+    ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
+    ring.is_awake = True
+    with closing(ring), closing(Mailbox[str]()) as orders:
+        ring.wake_on(orders)
+        ring.send(STEP)
+        threading.Timer(0.01, orders.put, ["stop"]).start()
+        while not (taken := orders.drain()):
+            assert ring.poll(PATIENCE_S) == []
+        assert taken == ["stop"]
+        eventually("the stage has answered a ping", lambda: ring.poll(0.05) or ring.stage_stats()[0].reconnects)
+
+
 @pytest.mark.parametrize(
     ("step", "lie"),
     [
@@ -167,7 +192,7 @@ def test_an_answer_of_the_right_rows_is_taken() -> None:
         (STEP, lambda answer: answer._replace(rows=0)),
         (STEP, lambda answer: Batch(answer.epoch, answer.step, (1,), (0,), *answer[4:])),
         (BATCH, lambda answer: answer._replace(sequences=(1, 3))),
-        (BATCH, lambda answer: Hidden(answer.epoch, 1, answer.step, 2, *answer[4:])),
+        (BATCH, lambda answer: Hidden(answer.epoch, 1, answer.step, 2, *answer[4:-2])),
     ],
 )
 def test_an_answer_to_another_step_or_sequence_loses_the_stage(
@@ -176,6 +201,23 @@ def test_an_answer_to_another_step_or_sequence_loses_the_stage(
     (failed,) = events_of(step, lie)
     assert isinstance(failed, Failed)
     assert "broke the protocol: an answer to a step" in str(failed.error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "dtype"),
+    [
+        (ResultKind("candidates", 2), 8, "float32"),
+        (ResultKind("candidates", 2), 5, "bfloat16"),
+        (ResultKind("logits"), 8, "float32"),
+        (ResultKind("logits"), 100, "float16"),
+        (ResultKind(), 100, "float32"),
+    ],
+)
+def test_a_result_in_another_form_loses_the_stage(kind: ResultKind, width: int, dtype: str) -> None:
+    for step in (replace(STEP, result=kind), replace(BATCH, result=kind)):
+        (failed,) = events_of(step, lambda answer: answer._replace(width=width, dtype=dtype))
+        assert isinstance(failed, Failed)
+        assert "broke the protocol" in str(failed.error)
 
 
 def test_a_step_is_answered_once() -> None:

@@ -22,7 +22,7 @@ from edgepp.cluster.pairing.admission_queue import (
 )
 from edgepp.cluster.pairing.client import join_by_code
 from edgepp.cluster.pairing.codes import MAX_GUESSES, words
-from edgepp.cluster.pairing.invitations import INVITATION_S, MAX_OPEN_INVITATIONS, Invitation
+from edgepp.cluster.pairing.invitations import INVITATION_S, MAX_OPEN_INVITATIONS, PairingInvitation
 from edgepp.cluster.pairing.protocol import Channel, Spake
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
@@ -323,7 +323,9 @@ def test_a_recorded_exchange_is_useless_and_contains_no_secret(harness: Harness)
     for secret in (harness.code, JOINER.keys.public, "mini"):
         assert secret.encode() not in tap.sent
     # The same invitation again, as if it were still open: the server draws a new element, so the old box does not open.
-    harness.server._invitations._open[harness.number] = Invitation(harness.number, harness.code, harness.now_s + 100)
+    harness.server._invitations._open[harness.number] = PairingInvitation(
+        harness.number, harness.code, harness.now_s + 100
+    )
     with harness.connect() as connection:
         connection.sendall(tap.sent)
         channel = Channel(connection)

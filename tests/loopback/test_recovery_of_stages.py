@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.copy_sender import CopySender
+from edgepp.stage_process.kv_copies import KvCopies
+from edgepp.stage_process.kv_pieces import Piece
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Fault, FrameLost
 from edgepp.wire.messages.recovery import Held, Replay
@@ -28,9 +31,10 @@ def copies_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CopySender, "batch", 1)
 
 
-@pytest.fixture
-def world(checkpoints: Checkpoints) -> Iterator[tuple[Start, Driver]]:
-    with live_stages(checkpoints(TINY)) as made:
+@pytest.fixture(params=[(1,), (1, 1)], ids=["processes", "groups"])
+def world(checkpoints: Checkpoints, request: pytest.FixtureRequest) -> Iterator[tuple[Start, Driver]]:
+    """Stages of one process, or of two ranks."""
+    with live_stages(checkpoints(TINY), [request.param]) as made:
         yield made
 
 
@@ -84,6 +88,36 @@ def test_a_middle_stage_is_rebuilt_from_the_log_before_it(world: tuple[Start, Dr
     np.testing.assert_allclose(next_step(driver), expected, rtol=1e-4, atol=1e-5)
     held = driver.attach(first, fresh, last, inherits=driver.epoch)
     assert Held(driver.epoch, "log", 2, 3, (1,), (LENGTH + 1,)) in held
+
+
+@pytest.mark.parametrize("until", [1, 2])
+def test_a_sibling_is_rebuilt_as_a_copy_of_what_both_share(world: tuple[Start, Driver], until: int) -> None:
+    start, driver = world
+
+    def choices() -> list[LiveStage]:
+        stages = [start(0, 2), start(2, 3), start(3, 4)]
+        driver.attach(*stages)
+        converse(driver)
+        driver.step(2, PROMPT, rows(1, 50), source=1)
+        return stages
+
+    def following() -> Array:
+        return driver.step(2, PROMPT + 1, rows(1, 51))
+
+    stages = choices()
+    undisturbed = following()
+    for stage in stages:
+        stage.stop()
+    first, *lost = choices()
+    for stage in lost[:until]:
+        stage.stop()
+    later = [start(2, 3), *lost[1:]] if until == 1 else [start(2, 3), start(3, 4)]
+    driver.attach(first, *later, inherits=driver.epoch)
+    driver.tell(first, Replay(driver.epoch, 1, CAPACITY, 0, LENGTH, until))
+    driver.tell(first, Replay(driver.epoch, 2, CAPACITY, PROMPT, PROMPT + 1, until, 1))
+    driver.rebuilt(later[until - 1], LENGTH)
+    driver.rebuilt(later[until - 1], PROMPT + 1, sequence=2)
+    np.testing.assert_allclose(following(), undisturbed, rtol=1e-4, atol=1e-5)
 
 
 def test_two_stages_in_a_row_are_rebuilt_and_the_last_one_reports(world: tuple[Start, Driver], expected: Array) -> None:
@@ -148,6 +182,10 @@ def test_copies_of_the_neighbour_restore_bit_for_bit(world: tuple[Start, Driver]
     converse(driver)
     before = next_step(driver)
     eventually("copies of all positions", lambda: kept(first, driver.epoch) == {1: LENGTH + 1})
+    layout = lost.compute.runner.model.kv_layout
+    copies = first.compute.bulk._copies.pieces((driver.epoch, 1), LayerRange(2, 4), 0, LENGTH + 1, layout)
+    assert copies
+    assert lost.compute.status.bulk_traffic.sent_bytes >= sum(len(piece.data) for piece in copies)
     lost.stop()
     fresh = start(2, 4)
     held = driver.attach(first, fresh, inherits=driver.epoch, **keep_copies(first))
@@ -177,6 +215,56 @@ def test_copies_follow_a_sequence_that_goes_back_and_end_with_it(world: tuple[St
     first.compute.inbox.put(None)
     first.join()
     assert first.compute.bulk.nbytes == 0
+
+
+def in_a_ring(*stages: LiveStage) -> dict[str, Any]:
+    """Changes of ``Attach``: each stage sends copies to the next one, and the last one to the first."""
+    keepers = [*stages[1:], stages[0]]
+    return {
+        f"stage{index}": {"keeps_copies": True, "keeper_addresses": str(keeper.data.address)}
+        for index, keeper in enumerate(keepers)
+    }
+
+
+def test_a_second_loss_finds_the_copies_that_were_kept_before_the_first(
+    world: tuple[Start, Driver], expected: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepp.stage_process.bulk_work.max_piece_bytes", lambda width: 4 * 4 * width)
+    start, driver = world
+    first, second, third = start(0, 2), start(2, 3), start(3, 4)
+    driver.attach(first, second, third, **in_a_ring(first, second, third))
+    converse(driver)
+    for keeper in (first, second, third):
+        eventually("copies of all positions", lambda keeper=keeper: kept(keeper, driver.epoch) == {1: LENGTH})
+    first.stop()
+    first = start(0, 2)
+    driver.attach(first, second, third, inherits=driver.epoch, **in_a_ring(first, second, third))
+    driver.restore(second, first, LENGTH, "copy")
+    driver.rebuilt(first, LENGTH)
+    came: list[int] = []
+    keep = KvCopies.keep
+
+    def counted(copies: KvCopies, key: Any, piece: Piece, *rest: Any) -> None:
+        if copies is not first.compute.bulk._copies:
+            came.append(piece.start)
+        keep(copies, key, piece, *rest)
+
+    monkeypatch.setattr(KvCopies, "keep", counted)
+    np.testing.assert_array_equal(next_step(driver), expected)
+    for keeper in (second, third):
+        eventually("copies of the new position", lambda keeper=keeper: kept(keeper, driver.epoch) == {1: LENGTH + 1})
+    assert came == [LENGTH, LENGTH], "what was kept before the loss was sent again"
+    after = driver.step(1, LENGTH + 1, rows(1, 98))
+    second.stop()
+    second = start(2, 3)
+    held = driver.attach(first, second, third, inherits=driver.epoch, **in_a_ring(first, second, third))
+    (copies,) = [one for one in held if (one.what, one.start) == ("copy", 2)]
+    assert copies.positions[0] > LENGTH
+    driver.restore(third, second, LENGTH + 1, "copy")
+    driver.rebuilt(second, LENGTH + 1)
+    np.testing.assert_array_equal(driver.step(1, LENGTH + 1, rows(1, 98)), after)
+    eventually("copies at the stage that was lost first", lambda: kept(first, driver.epoch) == {1: LENGTH + 2})
+    eventually("copies at the stage that was lost next", lambda: kept(second, driver.epoch) == {1: LENGTH + 2})
 
 
 def test_layers_come_from_two_stages(world: tuple[Start, Driver]) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from bench.toolkit.slow_link import free_pair
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.node import slot_stages
+from edgepp.node import slot_stages, stage_ranks
 from edgepp.node import supervisor as supervisor_module
 from edgepp.node.supervisor import Report, StageSupervisor
 from edgepp.stage_process.compute_policy import ComputePolicy
@@ -30,10 +30,12 @@ ANY_PORT = Address("127.0.0.1", 0)
 class Slot:
     """One supervisor, and what it reports."""
 
-    def __init__(self, model: Path, memory_bytes: int = 1 << 30, listen: Address = ANY_PORT) -> None:
+    def __init__(
+        self, model: Path, memory_bytes: int = 1 << 30, listen: Address = ANY_PORT, ranks: tuple[int, ...] = (1,)
+    ) -> None:
         self.model = model
         self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
-        settings = StageSettings(ComputePolicy(1), "onnx", listen)
+        settings = StageSettings(ComputePolicy(1), "onnx", listen, ranks=ranks)
         self.supervisor = StageSupervisor(0, settings, self.reports.put, memory_bytes)
         self.supervisor.start()
 
@@ -82,7 +84,10 @@ def test_a_stage_process_that_ends_is_started_again_for_the_same_plan(slot: Slot
     assert (second.prefill_us, second.decode_us) == speed, "measuring it again takes time while answers pause"
 
 
-def test_a_stage_that_keeps_ending_early_is_left_to_the_coordinator(slot: Slot) -> None:
+def test_a_stage_that_keeps_ending_early_is_left_to_the_coordinator(
+    slot: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "EARLY_END_S", 10 * PATIENCE_S)
     load = slot.load(1)
     os.kill(slot.loaded().pid, signal.SIGKILL)
     assert slot.lost().restarting
@@ -139,33 +144,31 @@ def test_a_stopped_stage_process_is_ended_and_started_again_on_demand(slot: Slot
 def test_an_assignment_ends_a_stage_process_that_hangs_while_it_loads(
     slot: Slot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = supervisor_module.StageProcess
+    begin = stage_ranks.StageProcess
 
     class Hanging(begin):  # type: ignore[misc,valid-type]
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)
             os.kill(self.pid, signal.SIGSTOP)
 
-    monkeypatch.setattr(supervisor_module, "StageProcess", Hanging)
+    monkeypatch.setattr(stage_ranks, "StageProcess", Hanging)
     slot.load(1)
     child = eventually("a stage process", lambda: slot.supervisor._starting)
-    monkeypatch.setattr(supervisor_module, "StageProcess", begin)
+    monkeypatch.setattr(stage_ranks, "StageProcess", begin)
     slot.load(2)
     assert slot.loaded()[:1] == (2,)
     assert not psutil.pid_exists(child.pid)
 
 
-def free_port() -> int:
-    """The first of two free ports in a row."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
+def at_free_ports(model: Path) -> tuple[Slot, Loaded]:
+    """A slot with ports of its own choice that runs two layers; other ports if another process was faster."""
+    for _ in range(20):
+        made = Slot(model, listen=Address("127.0.0.1", free_pair()))
+        made.load(1, 0, 2)
+        if isinstance(report := made.next(), Loaded):
+            return made, report
+        made.supervisor.close()
+    raise AssertionError(f"no port is free: {report}")
 
 
 def ended(report: Loaded) -> bool:
@@ -226,11 +229,12 @@ def test_the_end_of_the_former_stage_process_is_not_reported(slot: Slot) -> None
 @pytest.mark.parametrize("why", ["too little memory", "another model", "fixed port"])
 def test_the_former_stage_process_ends_first(why: str, tiny: Path, checkpoints: Checkpoints) -> None:
     weight_bytes = Checkpoint.open(tiny).layer_bytes(LayerRange(0, 3))
-    port = free_port() if why == "fixed port" else 0
-    made = Slot(tiny, weight_bytes - 1 if why == "too little memory" else 1 << 30, Address("127.0.0.1", port))
+    memory_bytes = weight_bytes - 1 if why == "too little memory" else 1 << 30
+    made, first = at_free_ports(tiny) if why == "fixed port" else (Slot(tiny, memory_bytes), None)
     try:
-        made.load(1, 0, 2)
-        first = made.loaded()
+        if first is None:
+            made.load(1, 0, 2)
+            first = made.loaded()
         if why == "another model":
             made.model = checkpoints(seed=1)
         made.load(2, 0, 1)
@@ -239,3 +243,34 @@ def test_the_former_stage_process_ends_first(why: str, tiny: Path, checkpoints: 
         assert made.supervisor.resident_bytes == second.resident_bytes
     finally:
         made.supervisor.close()
+
+
+def test_a_group_of_ranks_ends_and_is_started_again_as_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "EARLY_END_S", 0.0)
+    slot = Slot(tiny, ranks=(1, 1))
+    try:
+        slot.load(1)
+        eventually("a stage process", lambda: slot.supervisor._starting)
+        slot.supervisor.admit(())  # before the ranks know of each other
+        first = slot.loaded()
+        assert first.rank_weights == (1, 1)
+        assert first.rank_pids[0] == first.pid
+        for kill, killed, reason in (
+            (signal.SIGKILL, 1, "rank 1 of its stage ended by itself (exit status -9)"),
+            (signal.SIGSTOP, 1, "rank 1 of its stage hung"),
+            (signal.SIGSTOP, 0, "rank 0 of its stage hung"),
+        ):
+            os.kill(first.rank_pids[killed], kill)
+            lost = slot.lost()
+            assert reason in lost.reason
+            assert lost.restarting
+            second = slot.loaded()
+            assert not set(first.rank_pids) & set(second.rank_pids)
+            assert not any(map(psutil.pid_exists, first.rank_pids))
+            first = second
+        slot.supervisor.order(Restart(1, 0, first.pid))
+        assert "hung" in slot.lost().reason
+        assert not set(first.rank_pids) & set(slot.loaded().rank_pids)
+    finally:
+        slot.supervisor.close()
+    assert not any(map(psutil.pid_exists, first.rank_pids))

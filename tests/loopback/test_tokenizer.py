@@ -40,6 +40,44 @@ def tokenizer(loaded: Tokenizer) -> Iterator[Tokenizer]:
     loaded.close()
 
 
+def test_a_framework_that_is_installed_is_not_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers imports PyTorch where it is installed, and PyTorch alone takes more memory than the limit."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('failed to map segment')\n")
+    (tmp_path / "torch-2.11.0.dist-info").mkdir()
+    (tmp_path / "torch-2.11.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    client = TextClient(folder.name)
+    try:
+        assert client.open(folder, 1 << 20)
+    finally:
+        client.close()
+
+
+def test_a_folder_is_read_by_the_slow_libraries_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Tokenizer.load(folder)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the folder was read again")
+
+    monkeypatch.setattr(TextClient, "open", refuse)
+    again = Tokenizer.load(folder)
+    try:
+        assert (again.eos_ids, again.template, again.vocabulary()) == (
+            first.eos_ids,
+            first.template,
+            first.vocabulary(),
+        )
+        assert again.encode("hello") == first.encode("hello")
+    finally:
+        first.close()
+        again.close()
+
+
 def change(folder: Path, target: Path, **values: Any) -> Path:
     """A copy of the tokenizer with other settings; None drops one."""
     target.mkdir()

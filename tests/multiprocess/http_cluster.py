@@ -29,8 +29,8 @@ class HttpCluster:
     served: Running
 
     def status(self) -> dict[str, Any]:
-        """What `edgepp status --json` says."""
-        return self.machine.json("status", "--json")
+        """The cluster's state."""
+        return self.machine.status()
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=PATIENCE_S)

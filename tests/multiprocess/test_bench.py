@@ -16,6 +16,7 @@ import pytest
 
 from bench import to_gguf
 from edgepp.model.random_checkpoint import TINY
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.checkpoints import Checkpoints
 from tests.waiting import PATIENCE_S
 
@@ -36,7 +37,7 @@ def command(script: str, *arguments: str) -> list[str]:
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(script, *arguments), capture_output=True, text=True, timeout=240, check=False, cwd=CLONE
+        command(script, *arguments), capture_output=True, text=True, timeout=4 * PATIENCE_S, check=False, cwd=CLONE
     )
 
 
@@ -66,14 +67,17 @@ def test_pipeline(tiny: Path) -> None:
 
 def test_requests(tiny: Path) -> None:
     settings = ["--requests", "1,3", "--words", "10,20", "--rounds", "1", "--no-text"]
-    found = result("concurrency", "--model", str(tiny), "--stages", "2", "--threads", "1", *settings)
-    assert [(row["requests"], row["words"], row["tokens"]) for row in found["rows"]] == [
-        (1, 10, 12),
-        (3, 10, 12),
-        (1, 20, 23),
-        (3, 20, 23),
+    found = result("concurrency", "--model", str(tiny), "--stages", "1,2", "--threads", "1", *settings)
+    assert [(row["stages"], row["requests"], row["words"], row["tokens"]) for row in found["rows"]] == [
+        (stages, requests, words, tokens)
+        for words, tokens in ((10, 12), (20, 23))
+        for requests in (1, 3)
+        for stages in (1, 2)
     ]
+    assert all((row["ratio"] == 1.0) == (row["stages"] == 1) for row in found["rows"])
     for row in found["rows"]:
+        assert len(row["step_ms"]["stages"]) == row["stages"]
+        assert min(*row["step_ms"]["stages"], row["ratio"]) > 0
         low, high = row["aggregate_spread"]
         assert 0 < low <= row["aggregate_tokens_per_s"] <= high
         assert 0 < row["tokens_per_s"] <= row["aggregate_tokens_per_s"] * 1.001
@@ -99,10 +103,34 @@ def test_pipeline_prints_a_table_before_its_json_line(tiny: Path) -> None:
 def test_speculation(tiny: Path) -> None:
     sizes = ["--gen", "12", "--words", "8", "--delay-ms", "2", "--rounds", "1"]
     found = result("speculation", "--model", str(tiny), "--exact", *sizes)
-    assert [row["task"] for row in found["rows"]] == ["copy", "story", "random"]
+    assert [row["task"] for row in found["rows"]] == ["copy", "chat", "story", "random"]
     for row in found["rows"]:
         assert row["same_answers"] == "2 of 2"
         assert row["right"] <= row["guessed"]
+
+
+def test_an_oracles_guesses_change_no_answer(tiny: Path) -> None:
+    sizes = ["--stages", "2", "--threads", "1", "--prompt-tokens", "20", "--gen", "24", "--rounds", "1"]
+    found = result("speculation", "--model", str(tiny), "--exact", "--oracle", "0.5,1", *sizes)
+    assert [row["acceptance"] for row in found["rows"]] == [0, 0.5, 1]
+    for row in found["rows"]:
+        low, high = row["spread"]
+        assert 0 < low <= row["ratio"] <= high
+        assert row["equal"]
+        assert row["model_ratio"] > 0
+        assert row["right"] <= row["guessed"]
+
+
+def test_a_draft_of_some_layers_is_a_model_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    settings = ["--layers", "0,2-3", "--keep", "3,4", "--gen", "6", "--threads", "1", "--out", str(tmp_path / "draft")]
+    found = result("draft_pair", "--model", str(tiny), *settings)
+    assert [len(row["layers"]) for row in found["rows"]] == [3, 3, 4]
+    assert all(0 <= row["acceptance"] <= 1 for row in found["rows"])
+    assert found["rows"][2]["acceptance"] >= 0.9  # all layers, as a prompt and not token by token
+    whole, draft = Checkpoint.open(tiny), Checkpoint.open(tmp_path / "draft")
+    assert draft.num_layers == 3
+    name = "model.layers.{}.mlp.down_proj.weight"
+    assert np.array_equal(draft.array(name.format(1)), whole.array(name.format(2)))
 
 
 def test_waiting(tiny: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from edgepp.model.random_checkpoint import TINY
 from tests.builders.checkpoints import Checkpoints
+from tests.waiting import PATIENCE_S
 
 CLONE = Path(__file__).parents[2]
 SMALL = ["--requests", "1,2", "--cycles", "3", "--rounds", "1", "--patience", "0"]
@@ -29,7 +30,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "bench.prediction", *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=4 * PATIENCE_S,
         check=False,
         cwd=CLONE,
     )

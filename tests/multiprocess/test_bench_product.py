@@ -45,13 +45,29 @@ def check(report: dict[str, Any], stages: int) -> None:
 
 def test_a_local_pipeline_beside_one_process(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    done = edgepp("bench", "-m", str(tiny), "--stages", "2", "--threads", "1", "--single", *SHORT, "--out", str(out))
+    done = edgepp(
+        "bench",
+        "-m",
+        str(tiny),
+        "--stages",
+        "2",
+        "--threads",
+        "1",
+        "--single",
+        "--layouts",
+        "1x2,2x1",
+        *SHORT,
+        "--out",
+        str(out),
+    )
     assert done.returncode == 0, done.stderr
     assert "ONE PROCESS" in done.stdout
+    assert "PP 1, TP 2" in done.stdout
     assert "1/" in done.stderr
     report = json.loads((out / "report.json").read_text())
     check(report, 2)
     assert report["alone"]["decode_tokens_per_s"]["median"] > 0
+    assert report["layouts"]["PP 1, TP 2"]["tokens"] == report["single"]["tokens"]
     assert [what.partition(":")[0] for what in report["left_out"]] == ["1 at once, a title", "3 at once, a title"]
     said = (out / "report.md").read_text()
     assert said.startswith("# edgepp bench: tiny on 2 stages")
@@ -61,6 +77,13 @@ def test_a_local_pipeline_beside_one_process(tiny: Path, tmp_path: Path) -> None
     assert "has a report already" in again.stderr
     compared = json.loads(edgepp("bench", "--compare", str(out), str(out), "--json").stdout)
     assert {row["ratio"] for row in compared["rows"]} == {1.0}
+    (kept,) = json.loads(edgepp("bench", "--history", "--json").stdout)["entries"]
+    assert kept["rates"]["decode_tokens_per_s"]["median"] == pytest.approx(
+        report["single"]["decode_tokens_per_s"]["median"], rel=1e-3
+    )
+    shown = edgepp("bench", "--history").stdout
+    assert "tiny, local, 2 stages: 0-1" in shown
+    assert "decode token/s: ▁" in shown
     assert [what for what in compared["unlike"] if not what.endswith("is from a busy machine")] == []
 
 
@@ -103,7 +126,7 @@ def shaped(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run to its end, and see that none of its own namespaces is left; other tests may have theirs meanwhile."""
     command = [sys.executable, "-m", "bench.shaped", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CLONE) as process:
-        stdout, stderr = process.communicate(timeout=240)
+        stdout, stderr = process.communicate(timeout=4 * PATIENCE_S)
     if shutil.which("ip") is not None:
         named = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
         assert f"edgepp{process.pid}-" not in named

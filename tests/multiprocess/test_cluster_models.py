@@ -40,7 +40,7 @@ def with_models(work: Callable[[ServedCluster, ClusterModels], Awaitable[T]], co
             await cluster.ready()
             return await work(cluster, ClusterModels(cluster, ("claude-small",), idle_s=0.5))
 
-    return asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    return asyncio.run(asyncio.wait_for(main(), 4 * PATIENCE_S))
 
 
 def question(text: str) -> Conversation:
@@ -167,7 +167,7 @@ def test_a_cluster_without_stages_refuses_after_a_set_time_with_its_reason() -> 
                 await events_of(models, asked(question("Say hi")))
             return caught.value
 
-    error = asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    error = asyncio.run(asyncio.wait_for(main(), 4 * PATIENCE_S))
     assert error.kind == "loading"
     assert error.retry_after_s
     assert "no node" in str(error)

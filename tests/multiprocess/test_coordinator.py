@@ -15,9 +15,10 @@ from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.composition_root import CoordinatorService
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.json_codec import encode_question
-from edgepp.coordinator.model_change import ModelParts
+from edgepp.coordinator.model_change import CoordinatorModel
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
@@ -60,7 +61,7 @@ class Desk:
         return self.link(self.coordinator._identity.keys)
 
 
-def no_parts(_: object) -> ModelParts:
+def no_parts(_: object) -> CoordinatorModel:
     raise EdgeppError("no model")
 
 
@@ -77,7 +78,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
     pipeline_manager = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
     planner = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base_plan_id=1 << 16)
-    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, tell, no_parts)
+    coordinator = Coordinator(
+        identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, RecentEvents(tell), no_parts
+    )
     made = Desk(coordinator, pipeline_manager, member, events)
     coordinator.start()
     try:

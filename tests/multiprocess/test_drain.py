@@ -74,4 +74,4 @@ def test_a_second_ctrl_c_stops_a_node_at_once(one: Machine, two: Machine, tiny: 
                 assert node.process.wait(PATIENCE_S) == 0
             finally:
                 served.process.send_signal(signal.SIGCONT)
-        eventually("one has all layers", lambda: len(one.json("status", "--json")["stages"]) == 1)
+        eventually("one has all layers", lambda: len(one.status()["stages"]) == 1)

@@ -65,10 +65,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "--requests",
         "1",
     ),
+    "selftest": ("-m", "MODEL", "--only", "accuracy"),
+    "trace": ("--peer", "127.0.0.1:9"),
     "models list": (),
     "models show": ("MODEL",),
     "models pull": ("MODEL",),
     "models rm": ("MODEL", "--yes"),
+    "service install": ("serve", "--print"),
+    "service status": (),
+    "service logs": (),
+    "service remove": ("--help",),  # anything else would remove a service of whoever runs the tests
+    "version": (),
+    "completion": ("zsh",),
 }
 """Arguments with which each command does some work without reaching another machine."""
 UNTIL_STOPPED = ("serve",)

@@ -233,6 +233,7 @@ def test_hostile_bytes_are_counted_and_the_stage_lives_on(
         [encode(Forward(99, 1, 0, 0, 16, 0, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
         [encode(Forward(1, 1, 0, 5, 16, 0, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
         [encode(Forward(1, 1, 0, 0, 16, 0, 1, 1, TINY.hidden, "float32", "zstd", ())), b"\0" * 64],
+        [encode(good._replace(result="logits")), b"\0" * (TINY.hidden * 4)],
         [encode(Echo(1, reply=True)), b""],
         [encode(Hello("stranger"))],
     ]

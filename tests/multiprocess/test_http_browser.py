@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import queue
-import shutil
-import signal
-import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 from edgepp.http_api.http_options import HttpOptions
 from edgepp.http_api.routing import Routing
 from edgepp.http_api.server import HttpServer
+from tests.builders.chromium import BROWSER, chromium
 from tests.builders.scripted_service import ScriptedService, answer
 from tests.waiting import PATIENCE_S
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 PAGE = """<!doctype html><title>page</title><script>
@@ -124,31 +120,10 @@ def site(page: str) -> Iterator[tuple[int, queue.Queue[dict[str, Any]]]]:
         thread.join()
 
 
-@contextmanager
-def browser(folder: Path, url: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A browser that shows ``url``, and for which every name below .example is this machine."""
-    assert BROWSER is not None
-    process = subprocess.Popen(
-        [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP *.example 127.0.0.1",
-            "--proxy-server=direct://", *options, url,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
 def routes_of(server: HttpServer) -> list[tuple[str, str]]:
     paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
     found = [(method, path.replace("{", "").replace("}", "")) for path, methods in paths.items() for method in methods]
+    found += [("get", path) for path in ("/web/js/main.js", "/web/js/api_key.js", "/web/icon.svg")]
     return [*found, ("get", "/openapi.json"), ("post", "/v1/models/load"), ("get", "/metrics"), ("get", "/nowhere")]
 
 
@@ -157,7 +132,8 @@ def visit(folder: Path, host: str, routes: Sequence[tuple[str, str]], server: Ht
     page = PAGE.replace("SERVER", json.dumps(server.url)).replace("ROUTES", json.dumps(routes))
     with (
         site(page.replace("BODY", json.dumps(BODY), 1)) as (port, told),
-        browser(folder, f"http://{host}:{port}/"),
+        chromium(folder) as browser,
+        browser.page(f"http://{host}:{port}/"),
     ):
         return told.get(timeout=PATIENCE_S)
 
@@ -187,8 +163,8 @@ def test_a_page_of_another_site_reaches_no_route_and_one_of_this_machine_does(
 
 def test_a_name_that_was_bound_to_this_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(folder: Path, url: str) -> str:
-        with browser(folder, url, "--dump-dom") as process:
-            return process.communicate(timeout=PATIENCE_S)[0]
+        with chromium(folder) as browser, browser.page(url) as page:
+            return str(page.js("document.body.innerText"))
 
     async def act() -> None:
         reached = Reached(monkeypatch)

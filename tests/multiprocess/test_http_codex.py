@@ -1,7 +1,8 @@
 """Codex CLI from npm on a two-stage cluster with real weights.
 
-A model of 135M parameters chooses no tools well, so a proxy before the cluster makes each request greedy, and
-demands a call of the shell in the first one, with the one command that the test knows. All else is as a user has it.
+A model of 135M parameters chooses no tools well and does not end each answer, so a proxy before the cluster makes each
+request greedy, and demands a call of the shell in the first one, with the one command that the test knows, and a short
+answer in the second one. All else is as a user has it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 
+_ANSWER = {
+    "type": "json_schema",
+    "name": "answer",
+    "strict": True,
+    "schema": {
+        "type": "object",
+        "properties": {"directory": {"type": "string", "enum": ["shown"]}},
+        "required": ["directory"],
+        "additionalProperties": False,
+    },
+}
+
 
 class Proxy:
     """Passes requests on to the cluster, changed; keeps what came back."""
@@ -50,10 +63,12 @@ class Proxy:
             {**tool, "strict": True, "parameters": _SCHEMA} if tool["name"] == _SHELL["name"] else tool
             for tool in body["tools"]
         ]
-        if not self.asked:
-            body["tool_choice"] = _SHELL
         self.asked.append(body)
-        return StreamingResponse(self._passed(body), media_type="text/event-stream")
+        if len(self.asked) == 1:
+            changes: dict[str, Any] = {"tool_choice": _SHELL}
+        else:  # an answer of its own might go on to the end of the context, which Codex takes for a failure
+            changes = {"tool_choice": "none", "text": {"format": _ANSWER}}
+        return StreamingResponse(self._passed(body | changes), media_type="text/event-stream")
 
     async def _passed(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
         self.streams.append(b"")
@@ -101,6 +116,7 @@ def test_codex_runs_a_turn_with_a_tool_on_two_stages(http_cluster: HttpCluster, 
     ran = next(item for item in commands if item["type"] == "command_execution")
     assert (ran["aggregated_output"].strip(), ran["exit_code"]) == (str(work), 0)
     assert events[-1]["type"] == "turn.completed", events
-    usage = turns[1].usage
+    again = http_cluster.post("/v1/responses", **proxy.asked[1] | {"stream": False, "max_output_tokens": 16})
+    usage = again.json()["usage"]
     cached = usage["input_tokens_details"]["cached_tokens"]
-    assert cached >= 0.9 * turns[0].usage["input_tokens"], "the second request prefills what is new"
+    assert cached >= 0.9 * turns[0].usage["input_tokens"], "the second request, as Codex made it, prefills what is new"

@@ -31,7 +31,7 @@ def with_server(model: str, work: Callable[[ServedCluster, httpx.AsyncClient], A
             async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client:
                 await work(cluster, client)
 
-    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    asyncio.run(asyncio.wait_for(main(), 4 * PATIENCE_S))
 
 
 async def metrics(client: httpx.AsyncClient) -> dict[str, float]:

@@ -312,8 +312,9 @@ def test_a_reader_that_goes_away_frees_the_stages(http_cluster: HttpCluster, sdk
     with sdk.chat.completions.create(**(GREEDY | {"max_tokens": 1000}), stream=True) as stream:
         next(iter(stream))
     http_cluster.wait_until_idle()
+    endless = {"max_tokens": 1000, "extra_body": {"ignore_eos": True}}
     with pytest.raises(openai.APITimeoutError):
-        sdk.with_options(timeout=1.0).chat.completions.create(**(GREEDY | {"max_tokens": 1000}))
+        sdk.with_options(timeout=0.5).chat.completions.create(**(GREEDY | endless))
     http_cluster.wait_until_idle()
     assert text(sdk)
 

@@ -23,6 +23,7 @@ from edgepp.model.random_checkpoint import TINY
 from edgepp.python_api import ServedCluster
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import edgepp as run_edgepp
+from tests.engines import Brake
 from tests.waiting import PATIENCE_S, eventually
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def with_cluster(model: str, work: Callable[[ServedCluster], Awaitable[T]], **op
             await cluster.ready()
             return await work(cluster)
 
-    return asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    return asyncio.run(asyncio.wait_for(main(), 4 * PATIENCE_S))
 
 
 async def until(what: str, look: Callable[[], bool]) -> None:
@@ -54,20 +55,37 @@ def long(tokens: int) -> GenerateOptions:
     return GenerateOptions(tokens, ignore_eos=True)
 
 
-def test_answers_end_before_the_model_changes_and_later_ones_come_from_the_other(models: tuple[str, str]) -> None:
+def test_answers_end_before_the_model_changes_and_later_ones_come_from_the_other(
+    models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = models
+    brake, opened, begun = Brake(monkeypatch), threading.Event(), threading.Event()
+    open_frontend = ModelFrontend.open
+
+    def open_before_the_answer(*arguments: Any, **options: Any) -> ModelFrontend:
+        frontend = open_frontend(*arguments, **options)
+        opened.set()
+        assert begun.wait(PATIENCE_S)
+        return frontend
 
     async def work(cluster: ServedCluster) -> None:
         before = cluster.frontend
+        seen: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelFrontend, "open", open_before_the_answer)
+            loading = asyncio.create_task(cluster.load(second, lambda change: seen.append(change.state)))
+            await asyncio.to_thread(opened.wait, PATIENCE_S)
+        brake.after(30)
         answer = cluster.ask("Once upon", long(60), raw=True)
         pieces = answer.pieces()
         while not answer.token_ids:
             await pieces.__anext__()
-        seen: list[str] = []
-        loading = asyncio.create_task(cluster.load(second, lambda change: seen.append(change.state)))
-        await until("the change waits", lambda: (cluster.status["change"] or {}).get("state") == "waiting")
+        begun.set()
+        await until("the change waits", lambda: "waiting" in seen)
+        assert cluster.status["change"]["state"] == "waiting"
         assert "is changing its model" in cluster.reason
         waiting = asyncio.create_task(cluster.ask("Once upon", long(5), raw=True).whole())
+        brake.release()
         async for _ in pieces:
             continue
         assert len(answer.token_ids) == 60

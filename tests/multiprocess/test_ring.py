@@ -4,43 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
+from edgepp.child_process import python_command
+from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.network_ring import NetworkRing
-from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, SendBatch
+from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
-from edgepp.layers import split_evenly
+from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.node import stage_handle
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.stage_process.config import StageSettings
 from edgepp.wire.address import Address
+from edgepp.wire.field_types import MAX_TOKENS
 from edgepp.wire.messages import MAX_HEADER_BYTES
 from tests.builders.stages import stage_info
 from tests.cluster import nodes
+from tests.live_ranks import stage_model
 from tests.waiting import eventually
 
 
-def _local(checkpoint: Checkpoint) -> Ring:
+def _local(checkpoint: Checkpoint, ranks: tuple[int, ...], owned: ExitStack) -> Ring:
     stages = []
     for index, layers in enumerate(split_evenly(checkpoint.num_layers, 2)):
-        backend = choose("onnx", checkpoint)
-        model = backend.load_stage(checkpoint, layers, BackendOptions(exact=True))
+        model = owned.enter_context(stage_model(checkpoint, layers, "onnx", BackendOptions(exact=True), ranks))
         info = stage_info(index=index, layers=layers, chunk=model.chunk, context=checkpoint.context)
         stages.append((info, model))
     return LocalRing(stages)
 
 
-@pytest.fixture(params=["local", "network"])
+@pytest.fixture(params=["local", "local groups", "network"])
 def ring(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ring]:
     path = make_checkpoint(tmp_path / "tiny", TINY)
     checkpoint = Checkpoint.open(path)
     with ExitStack() as stack:
-        if request.param == "local":
-            made = _local(checkpoint)
+        if request.param != "network":
+            made = _local(checkpoint, (1, 1) if request.param == "local groups" else (1,), stack)
         else:
             started = stack.enter_context(nodes(path, ["0-1", "2-3"], "--exact", "--backend", "onnx"))
             expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
@@ -71,7 +77,7 @@ def test_steps_come_back_in_order_with_what_was_wanted(ring: Ring) -> None:
     ring.send(Send(2, 0, 64, 3, hidden[:4]))
     ring.send(Send(1, 5, 64, 1, hidden[5:]))
     events = _returned(ring, 3)
-    came = [(event.sequences, event.positions, len(event.hidden)) for event in events]
+    came = [(event.sequences, event.positions, len(event.rows)) for event in events]
     assert came == [((1,), 5, 0), ((2,), 4, 3), ((1,), 7, 1)]
     for event in events:
         assert len(event.compute_s) == 2
@@ -85,7 +91,7 @@ def test_an_earlier_position_truncates_first(ring: Ring) -> None:
     ring.send(Send(2, 0, 64, 0, prompt[:4]))
     ring.send(Send(2, 4, 64, 6, other))
     events = _returned(ring, 4)
-    np.testing.assert_allclose(events[1].hidden, events[3].hidden, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(events[1].rows, events[3].rows, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gap_fails_that_sequence_only(ring: Ring) -> None:
@@ -110,7 +116,7 @@ def test_a_sequence_begins_with_another_ones_positions(ring: Ring) -> None:
     ring.send(Send(3, 0, 64, 0, prompt[:4]))
     ring.send(Send(3, 4, 64, 6, other))
     events = _returned(ring, 5)
-    np.testing.assert_allclose(events[1].hidden, events[4].hidden, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(events[1].rows, events[4].rows, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sequence_whose_source_is_gone_fails_and_no_other(ring: Ring) -> None:
@@ -136,7 +142,7 @@ def test_a_step_beyond_the_capacity_fails(ring: Ring) -> None:
 
 
 def _held(ring: Ring) -> set[int]:
-    """How many sequences each stage holds, as last heard."""
+    """How many sequences each stage holds, as last heard; to wait for, since a step might overtake what frees one."""
     assert ring.poll(0.05) == []
     return {stats.sequences for stats in ring.stage_stats()}
 
@@ -172,7 +178,7 @@ def test_a_freed_sequence_comes_to_nothing(ring: Ring) -> None:
     _returned(ring)
     eventually("both stages tell of it", lambda: _held(ring) == {1})
     ring.free(1)
-    eventually("both have freed it", lambda: _held(ring) == {0})  # the next step goes another way and might overtake
+    eventually("both have freed it", lambda: _held(ring) == {0})
     ring.send(Send(1, 3, 64, 1, _hidden(1)))
     ring.send(Send(2, 0, 64, 1, _hidden(3)))
     assert [event.sequences for event in _returned(ring)] == [(2,)]
@@ -195,19 +201,21 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(ring: Ring) -> None:
     together, *alone = _returned(ring, 4)
     assert (together.sequences, together.positions) == ((3, 1, 2), 1)
     for row, event in enumerate(alone):
-        np.testing.assert_allclose(together.hidden[row], event.hidden[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(together.rows[row], event.rows[0], rtol=1e-4, atol=1e-4)
 
 
 def test_who_cannot_take_part_is_left_out_of_a_batch(ring: Ring) -> None:
     _opened(ring, 1, 2, 3)
+    eventually("both stages tell of them", lambda: _held(ring) == {3})
     ring.free(3)
+    eventually("both have freed it", lambda: _held(ring) == {2})
     ring.send(SendBatch((1, 2, 3), (9, 4, 5), _hidden(3, seed=9)))
     events = _events(ring, 2)
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert failed.sequence == 1
     assert "positions 3 to 8 of the sequence never arrived" in str(failed.error)
     (returned,) = [event for event in events if isinstance(event, Returned)]
-    assert (returned.sequences, returned.positions, len(returned.hidden)) == ((2,), 1, 1)
+    assert (returned.sequences, returned.positions, len(returned.rows)) == ((2,), 1, 1)
 
 
 def test_a_full_sequence_does_not_stop_the_others(ring: Ring) -> None:
@@ -218,3 +226,38 @@ def test_a_full_sequence_does_not_stop_the_others(ring: Ring) -> None:
     events = _events(ring, 2)
     assert {event.sequence for event in events if isinstance(event, Failed)} == {1}
     assert [event.sequences for event in events if isinstance(event, Returned)] == [(2,)]
+
+
+_LONG_CHUNKS = """
+from edgepp.backend.onnx import stage
+from edgepp.stage_process.main import main
+
+made = stage.OnnxStage.__init__
+
+def with_long_chunks(self, *args, **options):
+    made(self, *args, **options)
+    self.chunk = 3000
+
+stage.OnnxStage.__init__ = with_long_chunks
+main()
+"""
+
+
+def test_a_stage_with_longer_chunks_than_a_frame_carries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "tiny", replace(TINY, context=4096)))
+    (tmp_path / "long_chunks.py").write_text(_LONG_CHUNKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(stage_handle, "python_command", lambda _: python_command("long_chunks"))
+    settings = StageSettings(ComputePolicy(1), "onnx")
+    child = stage_handle.StageProcess(settings.config(checkpoint.path, "tiny", LayerRange(0, 4), exact=True))
+    with ExitStack() as stack:
+        stack.callback(child.stop)
+        address = child.wait_ready().address
+        expected = Expectation("tiny", checkpoint.fingerprint, 4, checkpoint.hidden_size, True)
+        made = NetworkRing([Endpoint((address,))], expected, "test")
+        stack.callback(made.close)
+        assert made.stages[0].chunk == MAX_TOKENS
+        made.send(Send(1, 0, 2000, 1, _hidden(MAX_TOKENS)))
+        (event,) = _events(made, 1)
+        assert isinstance(event, Returned)
+        assert event.positions == MAX_TOKENS

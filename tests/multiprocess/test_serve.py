@@ -255,7 +255,7 @@ def test_a_model_that_the_cluster_does_not_run_runs_here_alone(one: Machine, tin
 
 def test_a_stage_that_dies_is_loaded_again(one: Machine, tiny: Path) -> None:
     with serving(one, tiny) as (_, _):
-        pid = one.json("status", "--json")["stages"][0]["pid"]
+        pid = wait_for(one, 1)["stages"][0]["pid"]
         os.kill(pid, signal.SIGKILL)
         eventually("another stage process is ready", lambda: wait_for(one, 1)["stages"][0]["pid"] != pid)
         assert len(one.json("chat", *ASK)["token_ids"]) == 12

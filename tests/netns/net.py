@@ -180,6 +180,8 @@ class Host:
     def __init__(self, lan: Lan, name: str, namespace: str, port: str, address: str) -> None:
         self.name, self.namespace, self.address = name, namespace, address
         self.env = dict(os.environ)
+        self.clock_ahead_s = 0
+        """Seconds by which the monotonic clock of processes that are started from now on is ahead of this machine's."""
         self._lan = lan
         self._port = port  # the bridge's end of the cable
         self._processes: list[subprocess.Popen[Any]] = []
@@ -290,7 +292,8 @@ class Host:
         return self.popen(sys.executable, "-m", "edgepp", *args, **options)
 
     def _command(self, *args: str) -> list[str]:
-        return ["ip", "netns", "exec", self.namespace, *args]
+        clock = ["unshare", "--time", "--monotonic", str(self.clock_ahead_s), "--fork", "--kill-child"]
+        return ["ip", "netns", "exec", self.namespace, *(clock if self.clock_ahead_s else ()), *args]
 
     def _ip(self, *args: str) -> None:
         _ip("-n", self.namespace, *args)

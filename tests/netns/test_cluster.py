@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
+from edgepp.engine.stage_watch import LOST_S
 from tests.cluster import chat as chat_here
 from tests.netns.members import (
     MODEL,
@@ -58,6 +59,7 @@ class Home:
     first: list[list[int]] = field(default_factory=list)
     """The tokens of its first answers."""
     settled: dict[str, Member] = field(default_factory=dict)
+    plan_version: int = 0
 
     def serve(self) -> Daemon:
         """Start the coordinator."""
@@ -78,9 +80,8 @@ class Home:
         """Wait until all is well, and remember how it is."""
         ready = answers_with(["one", "two", "three"])
         wanted = "all three ready"
-        self.settled = members(
-            self.asker.wait(wanted, lambda s: ready(s) and all(m.state == "ready" for m in members(s).values()))
-        )
+        state = self.asker.wait(wanted, lambda s: ready(s) and all(m.state == "ready" for m in members(s).values()))
+        self.settled, self.plan_version = members(state), state["plan_version"]
 
     def invite(self) -> str:
         """A code, kept to be searched for."""
@@ -225,8 +226,12 @@ def test_wrong_and_used_codes_are_refused_on_both_sides(home: Home) -> None:
     assert "no machine on this network has an open invitation" in said
 
 
-def usable(home: Home, began_s: float, what: str, *, changed: str = "", pids: bool = True) -> None:
-    """Wait until all three nodes are ready and a question is answered; what that took, counted from ``began_s``."""
+def usable(home: Home, began_s: float, what: str, *, changed: str = "", asleep_s: float = 0.0) -> None:
+    """Wait until all three nodes are ready and a question is answered; what that took, counted from ``began_s``.
+
+    Processes and layers are as they were, unless a node was away for so long, of it ``asleep_s`` asleep, that its stage
+    counted as lost.
+    """
     before = home.settled
 
     def accept(status: Status) -> bool:
@@ -236,8 +241,8 @@ def usable(home: Home, began_s: float, what: str, *, changed: str = "", pids: bo
             for name, member in now.items()
         )
 
-    state = members(home.asker.wait(what, accept))
-    ready_s = time.monotonic() - began_s
+    found = home.asker.wait(what, accept)
+    state, ready_s = members(found), time.monotonic() - began_s
     faults = []
     while "error" in (said := home.asker.ask(PROMPT, TOKENS)):  # the loss may show only now
         assert time.monotonic() < began_s + PATIENCE_S, said
@@ -245,8 +250,9 @@ def usable(home: Home, began_s: float, what: str, *, changed: str = "", pids: bo
     took_s = time.monotonic() - began_s
     show(f"{what}: ready after {ready_s:.2f} s, answered after {took_s:.2f} s; errors before: {faults}")
     assert said.get("token_ids") == home.first[0]
-    assert {name: one.pids for name, one in state.items()} == {name: one.pids for name, one in before.items()}
-    assert {name: one.layers for name, one in state.items()} == {name: one.layers for name, one in before.items()}
+    if asleep_s + ready_s < LOST_S or (found["plan_version"] == home.plan_version and not asleep_s):
+        assert {name: one.pids for name, one in state.items()} == {name: one.pids for name, one in before.items()}
+        assert {name: one.layers for name, one in state.items()} == {name: one.layers for name, one in before.items()}
 
 
 @pytest.mark.parametrize(("name", "number"), [("two", 40), ("three", 41), ("one", 42)])
@@ -259,9 +265,9 @@ def test_a_node_that_moves_is_back_in_seconds_with_its_weights(home: Home, name:
 def test_a_node_that_slept_is_back_in_seconds_with_its_weights(home: Home) -> None:
     home.settle()
     home.daemons["two"].signal(signal.SIGSTOP)
-    time.sleep(5.0)
+    time.sleep(2.5)  # after 5 s a silent stage counts as hung, and is started again
     home.daemons["two"].signal(signal.SIGCONT)
-    usable(home, time.monotonic(), "two slept")
+    usable(home, time.monotonic(), "two slept", asleep_s=2.5)
 
 
 def test_a_question_to_a_sleeping_node_ends(home: Home) -> None:
@@ -270,13 +276,13 @@ def test_a_question_to_a_sleeping_node_ends(home: Home) -> None:
     began_s = time.monotonic()
     asker = Asker(home.three)
     asker.tell(f"ask {TOKENS} {PROMPT}")
-    time.sleep(5.0)
+    time.sleep(7.0)  # longer than a stage may be silent
     home.daemons["two"].signal(signal.SIGCONT)
     woke_s = time.monotonic()
     said = asker.hear()
     show(f"a question asked during the stop ended after {time.monotonic() - began_s:.2f} s with {said}")
     assert said.get("token_ids") == home.first[0] or said["error"]
-    usable(home, woke_s, "two slept while it was asked")
+    usable(home, woke_s, "two slept while it was asked", asleep_s=7.0)
 
 
 def test_members_come_back_to_a_coordinator_that_was_killed(home: Home) -> None:
@@ -352,13 +358,13 @@ def test_a_revoked_node_is_dropped_at_once_and_cannot_come_back(home: Home) -> N
     robot = daemon.host
     connected, asking = Asker(robot), Asker(robot)
     assert connected.status()
-    asking.tell(f"recite 1000 {PROMPT}")
+    asking.tell(f"recite 4000 {PROMPT}")
     eventually("it is being answered", lambda: home.asker.status()["answers"]["under_way"])
     daemon.process.send_signal(signal.SIGSTOP)  # so that it is not for it to obey
     began_s = time.monotonic()
     assert home.one.edgepp("revoke", "robot").returncode == 0
     answer = asking.hear()
-    assert "error" in answer or len(answer["token_ids"]) < 1000
+    assert "error" in answer or len(answer["token_ids"]) < 4000
     show(f"the answer to a revoked node ended {time.monotonic() - began_s:.2f} s after the command began")
     connected.tell("status")
     assert "error" in connected.hear()

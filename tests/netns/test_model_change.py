@@ -15,7 +15,7 @@ from tests.netns.members import MODEL, Asker, Daemon, Status, answers_with, chat
 from tests.netns.net import Host, Lan
 from tests.waiting import PATIENCE_S
 
-ANSWER_TOKENS = 300
+ANSWER_TOKENS = 600
 HTTP_SCRIPT = """
 import sys, urllib.request
 asked = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})

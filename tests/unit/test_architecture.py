@@ -1,12 +1,14 @@
-"""ARCHITECTURE.md keeps to what the code is: its diagram, its length, and the files that it names."""
+"""The pages keep to what the code is: diagram and length of ARCHITECTURE.md, and the files and names of all pages."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+import edgepp
 from tests.builders.architecture import layers, with_diagram
 
 ROOT = Path(__file__).parents[2]
@@ -28,3 +30,11 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"`(?:edgepp/)?([a-z_0-9]+(?:/[a-z_0-9]+)+)/?(?:\.py)?`", page.read_text())
     inside = {name for name in named if name.split("/")[0] in rooms}
     assert not {name for name in inside if not list((ROOT / "edgepp").glob(f"{name}*"))}
+
+
+def test_python_on_a_page_can_be_read_and_uses_names_that_there_are() -> None:
+    blocks = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert len(blocks) > 2
+    for block in blocks:
+        ast.parse(block)
+        assert set(re.findall(r"\bedgepp\.(\w+)", block)) <= set(edgepp.__all__)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import pydoc
 import traceback
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 import edgepp
 from edgepp.errors import EdgeppError
+
+SHARED = {
+    # The bodies of each API have the words of that API.
+    "CalledFunction", "ChatMessage", "Reasoning", "ToolCall", "ToolChoice",
+    # A machine that is only thought of, in a body; a part of an answer on the wire, of a line, and of a cache.
+    "Machine", "Piece",
+}  # fmt: skip
 
 
 def test_an_uncaught_error_shows_what_to_do_next() -> None:
@@ -32,3 +42,14 @@ def test_the_package_shows_its_names() -> None:
     assert errors <= set(edgepp.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = edgepp.Nothing  # type: ignore[attr-defined]
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    root = Path(edgepp.__file__).parents[1]
+    for path in [*(root / "edgepp").rglob("*.py"), *(root / "bench").rglob("*.py")]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(str(path.relative_to(root)))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1 and name not in SHARED} == {}
+    assert {name for name in SHARED if len(found[name]) < 2} == set(), "not shared any more"

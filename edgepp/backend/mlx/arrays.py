@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +17,9 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names of these dtypes by the names that safetensors files use."""
+
+begin: Callable[..., None] = mx.async_eval
+"""Lets the device compute arrays, in turn with what it has to compute already, and does not wait for them."""
 
 
 def from_numpy(hidden: Array, dtype: str) -> Any:
@@ -33,10 +37,16 @@ def from_numpy(hidden: Array, dtype: str) -> Any:
     return array[None].astype(DTYPES[dtype])
 
 
-def to_numpy(array: Any) -> Array:
-    """An evaluated array ``(1, T, D)`` as C-contiguous ``(T, D)``: a view of MLX's own memory, not a copy."""
-    array = mx.contiguous(array[0])
-    if array.dtype == mx.bfloat16:  # numpy has no bfloat16 of its own, so the bits are reinterpreted
-        view: Array = np.asarray(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
-        return view
-    return np.asarray(array)
+def to_numpy(array: Any, *beside: Any) -> Array:
+    """An array ``(1, T, D)`` as C-contiguous ``(T, D)``: on a CPU a view of MLX's own memory, not a copy.
+
+    It is evaluated together with the arrays ``beside`` it, all at once.
+    """
+    plain = mx.contiguous(array[0])
+    if array.dtype != mx.bfloat16:
+        mx.eval(plain, *beside)
+        return np.asarray(plain)
+    plain = plain.view(mx.uint16)  # numpy has no bfloat16 of its own, so the bits are reinterpreted
+    mx.eval(plain, *beside)
+    view: Array = np.asarray(plain).view(ml_dtypes.bfloat16)
+    return view

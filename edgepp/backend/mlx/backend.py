@@ -1,32 +1,40 @@
-"""The MLX backend: any mlx-lm family that fits a layer pipeline, on Metal or on a CPU."""
+"""The MLX backend: any mlx-lm family that fits a layer pipeline, on a GPU (Metal, CUDA) or on a CPU."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from edgepp.backend.base import BackendOptions, Progress
-from edgepp.backend.device import has_metal
+from edgepp.backend.base import BackendOptions, EmbeddingAndHead, Progress
+from edgepp.backend.device import device, has_gpu
+from edgepp.backend.loader import Reduction
 from edgepp.backend.mlx.arrays import STORED
 from edgepp.backend.mlx.cut_points import find_cut_points
 from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
+from edgepp.backend.mlx.one_ahead import OneAheadEnds, OneAheadStage
+from edgepp.backend.mlx.rank_head import MlxRankHead
+from edgepp.backend.mlx.rank_layers import reduce_halves
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.backend.mlx.weights import load_part
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.shape import refuse_unused_tensors
-from edgepp.model.weights.checkpoint import Checkpoint, layer_of
+from edgepp.model.weights.checkpoint import Checkpoint, is_of_head, layer_of
+from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 from edgepp.printable import one_line
 
 _GIB = 1 << 30
+
+AnyStage = TypeVar("AnyStage", bound=MlxStage)
 
 
 class MlxBackend:
     """Loads stages, or embedding and head, for MLX.
 
-    On Metal they compute in the dtype of the checkpoint unless ``BackendOptions.exact`` is set; on a CPU always in
+    On a GPU they compute in the dtype of the checkpoint unless ``BackendOptions.exact`` is set; on a CPU always in
     float32, since MLX emulates half precision there at a thirtieth of the speed.
     """
 
@@ -40,9 +48,74 @@ class MlxBackend:
         Raises:
             ModelError: the checkpoint lacks these tensors, or a layer pipeline cannot run the family.
         """
+        return self._stage(MlxStage, checkpoint, layers, options, progress)
+
+    def load_rank(
+        self,
+        checkpoint: ShardedCheckpoint,
+        layers: LayerRange,
+        options: BackendOptions,
+        reduction: Reduction,
+        progress: Progress | None = None,
+    ) -> MlxStage:
+        """Load one rank's part of decoder layers ``layers``; all ranks load at the same time, since they try a token.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
+        """
+        return self._stage(MlxStage, checkpoint, layers, options, progress, reduction)
+
+    def load_rank_head(self, checkpoint: ShardedCheckpoint, options: BackendOptions) -> MlxRankHead:
+        """Load the final norm and one rank's part of the output head.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors.
+        """
+        checkpoint.require_head()
+        _configure_mlx(options)
+        names = [name for name in checkpoint.tensors if is_of_head(name, checkpoint.head_module)]
+        head = MlxRankHead(checkpoint, _compute_dtype(checkpoint, options, names))
+        _evaluate(head.weights, "norm and head", checkpoint)
+        _limit_memory()
+        return head
+
+    def load_whole(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress | None = None
+    ) -> tuple[MlxStage, EmbeddingAndHead]:
+        """Load all of the checkpoint for one process; on a GPU it computes one step ahead of the engine.
+
+        Raises:
+            ModelError: the checkpoint lacks tensors, or a layer pipeline cannot run the family.
+        """
+        if has_gpu():
+            return self.load_one_ahead(checkpoint, options, progress)
+        stage = self.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), options, progress)
+        return stage, self.load_embedding_and_head(checkpoint, options)
+
+    def load_one_ahead(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress | None = None
+    ) -> tuple[OneAheadStage, OneAheadEnds]:
+        """As ``load_whole`` on a GPU, on any device.
+
+        Raises:
+            ModelError: the checkpoint lacks tensors, or a layer pipeline cannot run the family.
+        """
+        layers = LayerRange(0, checkpoint.num_layers)
+        stage = self._stage(OneAheadStage, checkpoint, layers, options, progress)
+        return stage, stage.join(self.load_embedding_and_head(checkpoint, options))
+
+    def _stage(
+        self,
+        kind: type[AnyStage],
+        checkpoint: Checkpoint,
+        layers: LayerRange,
+        options: BackendOptions,
+        progress: Progress | None,
+        reduction: Reduction | None = None,
+    ) -> AnyStage:
         checkpoint.require(layers)
         refuse_unused_tensors(checkpoint, layers)
-        _configure_mlx()
+        _configure_mlx(options)
         dtype = _compute_dtype(checkpoint, options, checkpoint.layer_names(layers))
         model = load_part(checkpoint, layers, float32=dtype == "float32")
         cut_points = find_cut_points(model, checkpoint.family, checkpoint.num_layers)
@@ -50,50 +123,60 @@ class MlxBackend:
             _evaluate(cut_points.layers[n].parameters(), f"layer {n}", checkpoint)
             if progress is not None:
                 progress(checkpoint.layer_bytes(LayerRange(layers.start, n + 1)), checkpoint.layer_bytes(layers))
-        _limit_metal_memory()
-        return MlxStage(model, cut_points, layers, checkpoint, dtype, _device(), options.kv_bits)
+        if isinstance(checkpoint, ShardedCheckpoint) and reduction is not None:
+            reduce_halves(cut_points.layers[layers.start : layers.stop], checkpoint, reduction)
+        _limit_memory()
+        return kind(model, cut_points, layers, checkpoint, dtype, device(), options.kv_bits)
 
-    def load_embedding_and_head(self, checkpoint: Checkpoint, options: BackendOptions) -> MlxEmbeddingAndHead:
-        """Load embedding, final norm and head of the checkpoint and nothing else.
+    def load_embedding_and_head(
+        self, checkpoint: Checkpoint, options: BackendOptions, *, head_later: bool = False
+    ) -> MlxEmbeddingAndHead:
+        """Load embedding, final norm and head of the checkpoint and nothing else; the head perhaps at its first use.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or a layer pipeline cannot run the family.
         """
-        _configure_mlx()
-        dtype = _compute_dtype(checkpoint, options, [name for name in checkpoint.tensors if layer_of(name) is None])
+        _configure_mlx(options)
+        dtype = _compute_dtype(checkpoint, options, _outside_layers(checkpoint))
         model = load_part(checkpoint, None, float32=dtype == "float32")
         cut_points = find_cut_points(model, checkpoint.family, checkpoint.num_layers)
-        _evaluate(model.parameters(), "embedding and head", checkpoint)
-        _limit_metal_memory()
-        return MlxEmbeddingAndHead(model, cut_points, checkpoint, dtype)
+        if not head_later:
+            _evaluate(model.parameters(), "embedding and head", checkpoint)
+        _limit_memory()
+        return MlxEmbeddingAndHead(model, cut_points, checkpoint, dtype, head_later=head_later)
 
 
-def _device() -> str:
-    return "metal" if has_metal() else "cpu"
+def _outside_layers(checkpoint: Checkpoint) -> list[str]:
+    return [name for name in checkpoint.tensors if layer_of(name) is None]
 
 
-def _configure_mlx() -> None:
-    if not has_metal():
+def _configure_mlx(options: BackendOptions) -> None:
+    if not has_gpu():
         mx.set_default_device(mx.cpu)
         mx.disable_compile()  # on Linux, MLX would run a C++ compiler for every fused kernel
+    elif options.exact:
+        os.environ["MLX_ENABLE_TF32"] = "0"  # read at the first product: CUDA would round float32 to 10 bits there
 
 
-def _limit_metal_memory() -> None:
-    """Limit MLX's wired and cached memory on Metal; this has not been run on Apple silicon yet.
+def _limit_memory() -> None:
+    """Limit what MLX keeps of freed memory on a GPU, and wires on Metal; not run on Apple silicon yet.
 
     Wiring the whole recommended working set starves machines with 16 GB, so the limit is the memory of the loaded
-    weights plus 2 GiB for KV caches.
+    weights plus 2 GiB for KV caches. A card's memory is not shared with the CPU, but often with other processes.
     """
-    if has_metal():
-        recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
-        mx.set_wired_limit(min(recommended, mx.get_active_memory() + 2 * _GIB))
-        mx.set_cache_limit(_GIB // 2)
+    match device():
+        case "metal":
+            recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
+            mx.set_wired_limit(min(recommended, mx.get_active_memory() + 2 * _GIB))
+            mx.set_cache_limit(_GIB // 2)
+        case "cuda":
+            mx.set_cache_limit(2 * _GIB)
     mx.clear_cache()
 
 
 def _compute_dtype(checkpoint: Checkpoint, options: BackendOptions, names: list[str]) -> str:
-    """The dtype to compute in: float32, or on Metal that of most floating tensors among ``names``."""
-    if options.exact or not has_metal():
+    """The dtype to compute in: float32, or on a GPU that of most floating tensors among ``names``."""
+    if options.exact or not has_gpu():
         return "float32"
     stored = Counter(STORED[d] for name in names if (d := checkpoint.tensors[name].dtype) in STORED)
     return stored.most_common(1)[0][0] if stored else "float32"

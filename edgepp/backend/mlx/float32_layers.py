@@ -37,7 +37,7 @@ class FloatEmbedding(nn.Module):  # type: ignore[misc]
 
     def as_linear(self, hidden: Any) -> Any:
         """Float32 logits of ``hidden``, where the output head is the embedding."""
-        return _product(hidden, self.weight)
+        return product(hidden, self.weight)
 
 
 class FloatLinear(nn.Module):  # type: ignore[misc]
@@ -51,8 +51,8 @@ class FloatLinear(nn.Module):  # type: ignore[misc]
 
     def __call__(self, hidden: Any) -> Any:
         """``hidden @ weight.T + bias`` in float32."""
-        product = _product(hidden, self.weight)
-        return product + self.bias if "bias" in self else product
+        found = product(hidden, self.weight)
+        return found + self.bias if "bias" in self else found
 
 
 def widen(model: Any) -> Any:
@@ -76,7 +76,8 @@ def _wide(module: Any) -> Any:
     return module
 
 
-def _product(hidden: Any, weight: Any) -> Any:
+def product(hidden: Any, weight: Any) -> Any:
+    """``hidden @ weight.T`` in float32, with ``weight`` in half precision cast block by block."""
     rows = max(1, _BLOCK // weight.shape[1])
     pieces = []
     for start in range(0, weight.shape[0], rows):

@@ -1,4 +1,4 @@
-"""Bytes of MLX's keys and values, in the order of ``kv_transfer``, and back."""
+"""Bytes of MLX's keys and values, in the order of ``kv_layout``, and back."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
-from edgepp.backend.kv_transfer import NO_LAYOUT, KvLayout
+from edgepp.backend.kv_layout import NO_LAYOUT, KvLayout
 from edgepp.errors import ModelError, StageFault
 
 STEP: int = KVCache.step
@@ -98,8 +98,11 @@ class SequenceCache:
         return bool(self.own) and all(type(cache) in (KVCache, QuantizedKVCache) for cache in self.own)
 
     def states(self) -> list[Any]:
-        """Arrays to evaluate after a step, so that no lazy graph grows from step to step."""
-        return [cache.state for cache in self.own]
+        """Arrays to evaluate after a step, so that no lazy graph grows from step to step.
+
+        None where all caches are plain: a step's result depends on all that the step adds to them.
+        """
+        return [] if self.is_plain else [cache.state for cache in self.own]
 
     def parts(self) -> list[list[Any]]:
         """The arrays of each layer's cache, which must be plain; see ``arrays_of`` for their shapes."""
@@ -120,8 +123,8 @@ class SequenceCache:
         if len(forms) != 1:
             return NO_LAYOUT
         numbers, keys, values = forms.pop()
-        layer_bytes = sum(array.nbytes // array.shape[2] for array in arrays_of(self.own[0]))
-        return KvLayout.of(numbers, keys, values, layer_bytes)
+        arrays = arrays_of(self.own[0])
+        return KvLayout(numbers, keys, values, tuple(array.itemsize * array.shape[3] for array in arrays))
 
     def write(self, own: slice, parts: Sequence[Sequence[Any]], start: int) -> None:
         """Write arrays (1, heads, positions, width) of the layers ``own``, whose caches are plain, at ``start``.

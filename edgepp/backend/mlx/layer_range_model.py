@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from edgepp.backend.mlx.arrays import DTYPES
+from edgepp.backend.mlx.arrays import DTYPES, begin
 from edgepp.backend.mlx.batch_kv_cache import BatchGroup
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap, unsupported_family
 from edgepp.backend.mlx.kv_cache import KV_BITS_HINT, QuantisedKV, SequenceCache
@@ -15,15 +15,26 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.printable import one_line
 
+_LAYERS_AT_ONCE = 4
+"""Layers whose graph is built before a GPU begins with them, while the graph of the next ones is built."""
+
 
 class LayerRangeModel:
     """Runs the layers of one range; returned hidden states have ``dtype``."""
 
-    def __init__(self, model: Any, cut_points: CutPoints, layers: LayerRange, dtype: str) -> None:
-        """Put taps into ``model``, whose weights of ``layers`` are loaded; nothing else may use the model."""
+    def __init__(
+        self, model: Any, cut_points: CutPoints, layers: LayerRange, dtype: str, *, begin_early: bool = False
+    ) -> None:
+        """Put taps into ``model``, whose weights of ``layers`` are loaded; nothing else may use the model.
+
+        With ``begin_early`` the device computes the first layers while the graph of later ones is built, which takes a
+        GPU nearly as long as computing them for one token.
+        """
+        self._begin_early = begin_early
         self._model = model
         self._layers = layers
-        self._dtype = DTYPES[dtype]
+        self.dtype = DTYPES[dtype]
+        """MLX's dtype of hidden states."""
         self._own_entries = [
             cut_points.cache_entries[n] for n in range(layers.start, layers.stop) if n in cut_points.cache_entries
         ]
@@ -48,7 +59,23 @@ class LayerRangeModel:
             self._output = (enter if last == first else originals[last])(hidden, *args, **kwargs)
             raise PassEnded
 
-        layers[:] = [originals[n] if n in self._layers else Tap(originals[n], skip) for n in range(len(originals))]
+        def beginning(layer: Any) -> Any:
+            def call(hidden: Any, *args: Any, **kwargs: Any) -> Any:
+                result = layer(hidden, *args, **kwargs)
+                begin(result)
+                return result
+
+            return Tap(layer, call)
+
+        own = list(originals)
+        if self._begin_early:
+            for n in range(first + _LAYERS_AT_ONCE, last, _LAYERS_AT_ONCE):
+                own[n] = beginning(originals[n])
+        self.own = own[first : last + 1]
+        """The layers of the range as callables, some of which let the device begin with what led to them."""
+        self.plain_own = originals[first : last + 1]
+        """The layers of the range as they are."""
+        layers[:] = [own[n] if n in self._layers else Tap(originals[n], skip) for n in range(len(originals))]
         layers[first] = Tap(originals[first], enter)
         layers[last] = Tap(originals[last], leave)
 
@@ -65,11 +92,11 @@ class LayerRangeModel:
 
     def forward_batch(self, group: BatchGroup, hidden: Any) -> Any:
         """Run ``hidden`` (1, B, D) at the next position of each member; returns evaluated hidden states (1, B, D)."""
-        result = self.run(hidden[0][:, None], group.model_entries())
+        result = self.run_batch(group, hidden)
         mx.eval(result, group.states())
         for member in group.members:
             member.length += 1
-        return result.reshape(hidden.shape)
+        return result
 
     def try_one_token(self, hidden_size: int, family: str) -> SequenceCache:
         """Caches that hold one position, from which the bytes of longer caches follow.
@@ -78,7 +105,7 @@ class LayerRangeModel:
             ModelError: the layers do not run, or give numbers that are not finite.
         """
         cache = self.new_cache(1)
-        hidden = mx.arange(hidden_size)[None, None].astype(self._dtype) / hidden_size
+        hidden = mx.arange(hidden_size)[None, None].astype(self.dtype) / hidden_size
         try:
             result = self.forward(cache, hidden)
             finite = result.shape == hidden.shape and mx.isfinite(result).all().item()
@@ -94,8 +121,8 @@ class LayerRangeModel:
 
     def try_batch(self, hidden_size: int) -> bool:
         """Whether sequences of 1 and 3 positions decode together to the same numbers as alone, up to rounding."""
-        hidden = mx.random.normal((4, 3, hidden_size), key=mx.random.key(0)).astype(self._dtype)
-        tolerance = 1e-4 if self._dtype == mx.float32 and self.quantised is None else 0.05
+        hidden = mx.random.normal((4, 3, hidden_size), key=mx.random.key(0)).astype(self.dtype)
+        tolerance = 1e-4 if self.dtype == mx.float32 and self.quantised is None else 0.05
         try:
             caches = [self.new_cache(5) for _ in range(4)]
             for n, cache in enumerate(caches):
@@ -111,10 +138,14 @@ class LayerRangeModel:
             return False
         return True
 
+    def run_batch(self, group: BatchGroup, hidden: Any) -> Any:
+        """As ``forward_batch``, but nothing is evaluated, and the lengths of the members stay as they are."""
+        return self.run(hidden[0][:, None], group.model_entries()).reshape(hidden.shape)
+
     def run(self, hidden: Any, entries: list[Any]) -> Any:
         """Hidden states (B, T, D) after the last layer of the range, not evaluated; ``entries`` is the cache list."""
         self._input = hidden
         with suppress(PassEnded):
             self._model(mx.zeros(hidden.shape[:2], mx.int32), cache=entries)
-        result, self._output = self._output.astype(self._dtype), None
+        result, self._output = self._output.astype(self.dtype), None
         return result

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 
-from edgepp.backend.base import KvChunk, SequenceFault, check_fork, check_room, check_rows
+from edgepp.backend.base import KvChunk
+from edgepp.backend.device import GPUS
 from edgepp.backend.kv_transfer import KvImports, joined
 from edgepp.backend.mlx.arrays import from_numpy, to_numpy
 from edgepp.backend.mlx.batch_kv_cache import BatchGroups, rows_by_bucket
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints
+from edgepp.backend.mlx.device_memory import check_free, free_bytes
 from edgepp.backend.mlx.kv_bytes import arrays_from, bytes_at
 from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
 from edgepp.backend.mlx.layer_range_model import LayerRangeModel
+from edgepp.backend.step_checks import caches_of, check_fork, check_room, check_rows
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
-_MIB = 1 << 20
+_CHUNKS = {"cpu": 64, "metal": 512, "cuda": 1024}
+"""Tokens per prefill chunk with which a device is efficient."""
 
 
 class MlxStage:
@@ -42,11 +45,11 @@ class MlxStage:
             ModelError: the layers do not run here, need weights outside the range, or cannot use ``kv_bits``.
         """
         self.layers = layers
-        self.hidden_size = checkpoint.hidden_size
+        self.hidden_size = self._width = checkpoint.hidden_size
         self.dtype = dtype
-        self.chunk = 512 if device == "metal" else 64
+        self.chunk = min(_CHUNKS[device], checkpoint.context)
         self.device = device
-        self._model = LayerRangeModel(model, cut_points, layers, dtype)
+        self._model = LayerRangeModel(model, cut_points, layers, dtype, begin_early=device in GPUS)
         self._max_context = checkpoint.context
         self._sequences: dict[int, SequenceCache] = {}
         self._groups = BatchGroups()
@@ -54,8 +57,9 @@ class MlxStage:
         if kv_bits is not None:
             self._model.quantised = QuantisedKV.fitting(kv_bits, self._sample, checkpoint.family)
             self._sample = self._model.try_one_token(checkpoint.hidden_size, checkpoint.family)
-        self._imports = KvImports(layers, self._sample.layout(len(layers)))
-        self.kv_layout = self._imports.layout.name
+        self.layout = self._sample.layout(len(layers))
+        self.kv_layout = self.layout.name
+        self._imports = KvImports(layers, self.layout)
         self._batches_correctly: bool | None = None  # None: not tried yet
 
     def open(self, sequence: int, capacity: int) -> None:
@@ -74,22 +78,15 @@ class MlxStage:
             raise StageFault(f"{capacity} positions are more than the model's context of {self._max_context}")
 
     def _check_memory(self, capacity: int, current: int | None = None) -> None:
-        """Check that memory suffices for ``capacity`` positions, or for growth from ``current`` positions to these.
-
-        Memory that open sequences may still grow into counts as taken.
+        """Check that memory suffices for ``capacity`` positions, ``current`` of them held; reserved memory is taken.
 
         Raises:
             StageFault: memory does not suffice.
         """
         reserved = sum(self._sample.bytes_at(state.capacity) for state in self._sequences.values())
-        free = psutil.virtual_memory().available - max(0, reserved - self.kv_bytes)
+        free = free_bytes(self.device) - max(0, reserved - self.kv_bytes)
         need = self._sample.bytes_at(capacity) - (0 if current is None else self._sample.bytes_at(current))
-        if need > max(0, free):
-            raise StageFault(
-                f"{capacity} positions need {need // _MIB} MiB of KV cache in layers "
-                f"{self.layers}, where {max(0, free) // _MIB} MiB are free",
-                "ask for a shorter answer, or give the stage fewer layers",
-            )
+        check_free(need, max(0, free), f"{capacity} positions", self.layers)
 
     def extend(self, sequence: int, hidden: Array) -> Array:
         """Run ``hidden`` (T, D) at the next T positions of the sequence; returns (T, D).
@@ -105,51 +102,56 @@ class MlxStage:
         self._imports.forget(sequence)
         try:
             self._groups.separate(cache)
-            return to_numpy(self._model.forward(cache, from_numpy(hidden, self.dtype)))
+            result = self._model.run(from_numpy(hidden, self.dtype), cache.model_entries())
+            computed = to_numpy(result, cache.states())
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise self._drop_after_failure([cache], error) from error
+        cache.length += len(hidden)
+        return computed
 
     def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
         """Run row i of ``hidden`` (B, D) at the next position of ``sequences[i]``; returns (B, D).
 
-        Sequences of similar length are computed together; one by one in families with caches that are not plain, or
-        that compute a batch wrongly in a trial.
+        Sequences of similar length are computed together, where all caches are plain and a trial was right.
 
         Raises:
             SequenceFault: some of the sequences are unknown or full; nothing was computed.
-            StageFault: the hidden states do not fit; or memory ran out, and sequences that were being computed are
-                dropped, while others may be longer by one position.
+            StageFault: the hidden states do not fit; or memory ran out: sequences being computed are dropped, and
+                others may be longer by one position.
         """
         check_rows(sequences, hidden, self.hidden_size)
         caches = self._caches_of(sequences)
         check_room(sequences, caches, 1)
         self._imports.forget(*sequences)
-        results: list[Array] = [hidden] * len(sequences)
-        together = len(sequences) > 1 and self._can_batch()
-        alone = [[row] for row in range(len(caches))]
-        for rows in rows_by_bucket([cache.length for cache in caches]) if together else alone:
-            part = [sequences[row] for row in rows]
-            result = self._decode_together(part, hidden[rows]) if len(part) > 1 else self.extend(part[0], hidden[rows])
-            for row, computed in zip(rows, result, strict=True):
-                results[row] = computed
-        return np.stack(results)
+        parts = self._parts(caches)
+        results = [self._decode_part([sequences[row] for row in rows], hidden[rows]) for rows in parts]
+        return np.concatenate(results)[np.argsort(np.concatenate(parts))]
 
-    def _decode_together(self, sequences: Sequence[int], hidden: Array) -> Array:
+    def _parts(self, caches: Sequence[SequenceCache]) -> list[list[int]]:
+        """Rows of a decode step that are computed together."""
+        if len(caches) > 1 and self._can_batch():
+            return rows_by_bucket([cache.length for cache in caches])
+        return [[row] for row in range(len(caches))]
+
+    def _decode_part(self, sequences: Sequence[int], hidden: Array) -> Array:
+        if len(sequences) == 1:
+            return self.extend(sequences[0], hidden)
         caches = [self._sequences[sequence] for sequence in sequences]
         try:
             group = self._groups.gather(caches)
             order = [caches.index(member) for member in group.members]
-            computed = to_numpy(self._model.forward_batch(group, from_numpy(hidden[order], self.dtype)))
+            result = self._model.run_batch(group, from_numpy(hidden[order], self.dtype))
+            computed = to_numpy(result, group.states())
+            for cache in caches:
+                cache.length += 1
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise self._drop_after_failure(caches, error) from error
-        result = np.empty_like(computed)
-        result[order] = computed
-        return result
+        return computed[np.argsort(order)]
 
     def _can_batch(self) -> bool:
         """Whether the family computes a batch correctly; a trial before the first batch tells."""
         if self._batches_correctly is None:
-            self._batches_correctly = self._sample.is_plain and self._model.try_batch(self.hidden_size)
+            self._batches_correctly = self._sample.is_plain and self._model.try_batch(self._width)
         return self._batches_correctly
 
     def _drop_after_failure(self, caches: Sequence[SequenceCache], error: BaseException) -> StageFault:
@@ -245,8 +247,7 @@ class MlxStage:
 
         Raises:
             SequenceFault: the sequence is unknown.
-            StageFault: the caches are not plain, or layers, positions or number of bytes do not fit: nothing was
-                written. Or memory ran out, and the sequence is dropped.
+            StageFault: caches, layers, positions or bytes do not fit: nothing was written. Or the sequence is dropped.
         """
         (cache,) = self._caches_of([sequence])
         piece = joined(data)
@@ -287,14 +288,10 @@ class MlxStage:
     @property
     def kv_bytes(self) -> int:
         """Bytes that the KV caches of all open sequences take."""
-        alone = sum(cache.nbytes for cache in self._sequences.values())
-        return alone + self._groups.nbytes
+        return sum(cache.nbytes for cache in self._sequences.values()) + self._groups.nbytes
 
     def _own(self, layers: LayerRange) -> slice:
         return slice(layers.start - self.layers.start, layers.stop - self.layers.start)
 
     def _caches_of(self, sequences: Sequence[int]) -> list[SequenceCache]:
-        unknown = tuple(n for n in sequences if n not in self._sequences)
-        if unknown:
-            raise SequenceFault(f"layers {self.layers} hold no sequence {', '.join(map(str, unknown))}", unknown)
-        return [self._sequences[n] for n in sequences]
+        return caches_of(sequences, self._sequences, self.layers)

@@ -18,12 +18,16 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
+from edgepp.backend.device import has_gpu
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, find_layers
 from edgepp.backend.mlx.float32_layers import is_half, is_promoted_in_use, widen
+from edgepp.backend.mlx.joined_rows import join_rows
+from edgepp.backend.mlx.rank_layers import part_of
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 from edgepp.printable import one_line
 
 
@@ -53,6 +57,8 @@ def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, float32: boo
             f"mlx-lm cannot build {checkpoint.path.name} (family '{checkpoint.family}'): {one_line(str(error), 200)}",
             "see `edgepp models list` for models that work",
         ) from error
+    if has_gpu():
+        join_rows(model)
     return widen(model) if float32 else model
 
 
@@ -96,7 +102,10 @@ def _partial(model_class: Any, checkpoint: Checkpoint, layers: LayerRange | None
 
 
 def _lazy_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The tensors of the checkpoint, each from the file that the index names; nothing is read yet."""
+    """The tensors of the checkpoint, each from the file that the index names; nothing is read yet.
+
+    Of a ``ShardedCheckpoint``, the whole tensors: ``_choose`` takes the parts.
+    """
     weights: dict[str, Any] = {}
     for file in {place.file for place in checkpoint.tensors.values()}:
         loaded: Any = mx.load(str(file))
@@ -124,6 +133,7 @@ def _choose(
             absent.append(name)
         else:
             array = _checked(name, given[name], parameter, checkpoint.path)
+            array = part_of(checkpoint, name) if isinstance(checkpoint, ShardedCheckpoint) else array
             cast = float32 and is_half(array) and not promoted(name)
             chosen.append((name, array.astype(mx.float32) if cast else array))
     if absent:

@@ -138,9 +138,8 @@ def check_tensors(checkpoint: Checkpoint, layers: LayerRange | None) -> None:
     model = checkpoint.settings
     if layers is None:
         checkpoint.require_embedding_and_head()
-        for module in ("model.embed_tokens",) if model.tied else ("model.embed_tokens", "lm_head"):
-            _check_matrix(checkpoint, module, model.vocab_size, model.hidden_size)
-        _check_shape(checkpoint, "model.norm.weight", (model.hidden_size,))
+        _check_matrix(checkpoint, "model.embed_tokens", model.vocab_size, model.hidden_size)
+        check_head(checkpoint)
         return
     refuse_unused_tensors(checkpoint, layers)
     shape = shape_from_config(model)
@@ -151,6 +150,18 @@ def check_tensors(checkpoint: Checkpoint, layers: LayerRange | None) -> None:
                 _check_shape(checkpoint, f"model.layers.{n}.{name}.bias", (rows,))
         for name, length in shape.layer_vectors().items():
             _check_shape(checkpoint, f"model.layers.{n}.{name}", (length,))
+
+
+def check_head(checkpoint: Checkpoint) -> None:
+    """Check the tensors of final norm and output head against the shapes of the architecture.
+
+    Raises:
+        ModelError: a tensor is absent, or of another shape.
+    """
+    checkpoint.require_head()
+    model = checkpoint.settings
+    _check_matrix(checkpoint, checkpoint.head_module, model.vocab_size, model.hidden_size)
+    _check_shape(checkpoint, "model.norm.weight", (model.hidden_size,))
 
 
 def _check_matrix(checkpoint: Checkpoint, module: str, rows: int, columns: int) -> None:

@@ -6,12 +6,14 @@ By default linears multiply by int8 activations, as llama.cpp does; ``BackendOpt
 from __future__ import annotations
 
 from edgepp.backend.base import BackendOptions, Progress
+from edgepp.backend.loader import Reduction
 from edgepp.backend.onnx.architecture import read_architecture
-from edgepp.backend.onnx.embedding_and_head import OnnxEmbeddingAndHead
+from edgepp.backend.onnx.embedding_and_head import OnnxEmbeddingAndHead, OnnxHead
 from edgepp.backend.onnx.stage import OnnxStage
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 
 
 def fits(checkpoint: Checkpoint) -> bool:
@@ -42,10 +44,49 @@ class OnnxBackend:
         """
         return OnnxStage(checkpoint, layers, options, progress)
 
-    def load_embedding_and_head(self, checkpoint: Checkpoint, options: BackendOptions) -> OnnxEmbeddingAndHead:
-        """Load embedding, final norm and head of the checkpoint and nothing else.
+    def load_rank(
+        self,
+        checkpoint: ShardedCheckpoint,
+        layers: LayerRange,
+        options: BackendOptions,
+        reduction: Reduction,
+        progress: Progress | None = None,
+    ) -> OnnxStage:
+        """Load one rank's part of decoder layers ``layers``; every half of a layer is one session.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
         """
-        return OnnxEmbeddingAndHead(checkpoint, options)
+        return OnnxStage(checkpoint, layers, options, progress, reduction)
+
+    def load_rank_head(self, checkpoint: ShardedCheckpoint, options: BackendOptions) -> OnnxHead:
+        """Load the final norm and one rank's part of the output head.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
+        """
+        return OnnxHead(checkpoint, options)
+
+    def load_whole(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress | None = None
+    ) -> tuple[OnnxStage, OnnxEmbeddingAndHead]:
+        """Load all of the checkpoint for one process.
+
+        Raises:
+            ModelError: the checkpoint lacks tensors, or this backend cannot run the family.
+        """
+        stage = self.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), options, progress)
+        return stage, self.load_embedding_and_head(checkpoint, options)
+
+    def load_embedding_and_head(
+        self, checkpoint: Checkpoint, options: BackendOptions, *, head_later: bool = False
+    ) -> OnnxEmbeddingAndHead:
+        """Load embedding, final norm and head of the checkpoint and nothing else; the head perhaps at its first use.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
+        """
+        ends = OnnxEmbeddingAndHead(checkpoint, options)
+        if not head_later:
+            ends.load_head()
+        return ends

@@ -30,6 +30,42 @@ class RopeTables:
         return cos[:positions], sin[:positions]
 
 
+class BoundLanes:
+    """Neighbouring lanes of an arena, and the positions of a step in them, as inputs and outputs of sessions."""
+
+    def __init__(self, tables: RopeTables, arena: Arena, first: int, rows: int) -> None:
+        self._last = np.zeros(rows, np.int32)
+        self._total = np.zeros((), np.int32)
+        self._tables = tables.up_to(arena.stride)
+        self._memory = {name: memory[first : first + rows] for name, memory in arena.memory.items()}
+
+    def bind(self, binding: ort.IOBinding, names: Sequence[str]) -> None:
+        """Bind positions, rotation, and the keys and values ``names`` of the lanes."""
+        bind_input(binding, "last", self._last)
+        bind_input(binding, "total", self._total)
+        for name, table in zip(("cos", "sin"), self._tables, strict=True):
+            bind_input(binding, name, table)
+        for name in names:
+            bind_input(binding, f"past.{name}", self._memory[name])
+            bind_output(binding, f"present.{name}", self._memory[name])
+
+    def move_to(self, totals: Sequence[int]) -> None:
+        """Let row i of the next run end at position ``totals[i] - 1``."""
+        self._last[:] = totals
+        self._total[()] = self._last.max()
+        self._last -= 1
+
+
+def bind_input(binding: ort.IOBinding, name: str, array: Array) -> None:
+    """Bind the input ``name`` to the memory of ``array``, which must stay."""
+    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def bind_output(binding: ort.IOBinding, name: str, array: Array) -> None:
+    """Bind the output ``name`` to the memory of ``array``, which must stay."""
+    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
 class BoundSession:
     """Runs a ``DecoderGraph`` over neighbouring lanes of an arena."""
 
@@ -60,35 +96,18 @@ class _Binding:
     def __init__(self, session: ort.InferenceSession, tables: RopeTables, arena: Arena, first: int, rows: int) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._last = np.zeros(rows, np.int32)
-        self._total = np.zeros((), np.int32)
+        self._lanes = BoundLanes(tables, arena, first, rows)
         self._hidden = self._out = np.empty((rows, 0, 0), np.float32)
-        self._tables = tables.up_to(arena.stride)
-        self._memory = arena.memory
-        self._input("last", self._last)
-        self._input("total", self._total)
-        for name, table in zip(("cos", "sin"), self._tables, strict=True):
-            self._input(name, table)
-        for name, memory in self._memory.items():
-            self._input(f"past.{name}", memory[first : first + rows])
-            self._output(f"present.{name}", memory[first : first + rows])
+        self._lanes.bind(self._binding, list(arena.memory))
 
     def run(self, hidden: Array, totals: Sequence[int]) -> Array:
         """Run ``hidden`` (B, T, D), where row i ends at position ``totals[i] - 1``; returns a copy of the output."""
         if self._hidden.shape != hidden.shape:
             self._hidden = np.empty(hidden.shape, np.float32)
             self._out = np.empty_like(self._hidden)
-            self._input("hidden", self._hidden)
-            self._output("out", self._out)
+            bind_input(self._binding, "hidden", self._hidden)
+            bind_output(self._binding, "out", self._out)
         self._hidden[:] = hidden
-        self._last[:] = totals
-        self._total[()] = self._last.max()
-        self._last -= 1
+        self._lanes.move_to(totals)
         self._session.run_with_iobinding(self._binding)
         return self._out.copy()
-
-    def _input(self, name: str, array: Array) -> None:
-        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-    def _output(self, name: str, array: Array) -> None:
-        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -32,29 +32,55 @@ class DecoderGraph:
         self._graph = graph
         self._kv_bits = kv_bits
         self._arch = architecture
-        self._last = graph.input("last", ["batch"], TensorProto.INT32)
-        self._total = graph.input("total", [], TensorProto.INT32)
-        self._cos = graph.input("cos", ["positions", architecture.head_dim // 2])
-        self._sin = graph.input("sin", ["positions", architecture.head_dim // 2])
+        self._shape: list[int | str] = ["batch", "tokens", architecture.hidden_size]
 
     def build(self, layers: LayerRange, on_layer: Callable[[int], None]) -> None:
         """Add the layers to the graph; ``on_layer`` is called with the number of each layer that was added."""
         g = self._graph
-        shape: list[int | str] = ["batch", "tokens", self._arch.hidden_size]
-        x = g.input("hidden", shape)
+        self._add_positions()
+        x = g.input("hidden", self._shape)
         delta = g.node("Sub", [x, x], [Value("zero")])
         for layer in range(layers.start, layers.stop):
-            x, delta = self._layer(layer, x, delta)
+            x, delta = self._attention_half(layer, x, delta)
+            x, delta = self._mlp_half(layer, x, delta)
             on_layer(layer)
-        g.output(g.add("out", x, delta), shape)
+        g.output(g.add("out", x, delta), self._shape)
 
-    def _layer(self, layer: int, x: Value, delta: Value) -> tuple[Value, Value]:
-        """One layer: takes and returns ``x`` and the ``delta`` that the next norm adds to ``x``."""
-        g, module, epsilon = self._graph, f"model.layers.{layer}", self._arch.epsilon
-        h, x = g.add_rms_norm(f"{layer}.input", x, delta, f"{module}.input_layernorm", epsilon)
-        attended = self._attention(layer, h, f"{module}.self_attn")
-        h, x = g.add_rms_norm(f"{layer}.mlp", x, attended, f"{module}.post_attention_layernorm", epsilon)
+    def build_half(self, layer: int, *, attention: bool) -> tuple[str, str]:
+        """Add one half of a layer, attention or MLP: ``hidden`` and ``delta`` in, two outputs, whose names it returns.
+
+        ``delta`` (B, T, D) is what the half before adds to ``hidden``. The outputs are that sum, and what this half
+        adds to it.
+        """
+        g = self._graph
+        if attention:
+            self._add_positions()
+        x, delta = (g.input(name, self._shape) for name in ("hidden", "delta"))
+        total, added = (self._attention_half if attention else self._mlp_half)(layer, x, delta)
+        for value in (total, added):
+            g.output(value, self._shape)
+        return total.name, added.name
+
+    def _add_positions(self) -> None:
+        graph, half_head = self._graph, self._arch.head_dim // 2
+        self._last = graph.input("last", ["batch"], TensorProto.INT32)
+        self._total = graph.input("total", [], TensorProto.INT32)
+        self._cos, self._sin = (graph.input(name, ["positions", half_head]) for name in ("cos", "sin"))
+
+    def _attention_half(self, layer: int, x: Value, delta: Value) -> tuple[Value, Value]:
+        """Attention of a layer: takes and returns ``x`` and the ``delta`` that the next norm adds to ``x``."""
+        module = f"model.layers.{layer}"
+        h, x = self._add_norm(f"{layer}.input", x, delta, f"{module}.input_layernorm")
+        return x, self._attention(layer, h, f"{module}.self_attn")
+
+    def _mlp_half(self, layer: int, x: Value, delta: Value) -> tuple[Value, Value]:
+        """MLP of a layer: takes and returns ``x`` and the ``delta`` that the next norm adds to ``x``."""
+        module = f"model.layers.{layer}"
+        h, x = self._add_norm(f"{layer}.mlp", x, delta, f"{module}.post_attention_layernorm")
         return x, self._mlp(layer, h, f"{module}.mlp")
+
+    def _add_norm(self, name: str, x: Value, delta: Value, module: str) -> tuple[Value, Value]:
+        return self._graph.add_rms_norm(name, x, delta, module, self._arch.epsilon)
 
     def _attention(self, layer: int, x: Value, module: str) -> Value:
         qkv = self._linear(f"{layer}.qkv", x, module, "q_proj", "k_proj", "v_proj")
@@ -125,8 +151,7 @@ class DecoderGraph:
 
 def build_head(graph: GraphBuilder, architecture: Architecture) -> None:
     """Final norm and output head: ``hidden`` (1, T, D) in, ``logits`` (1, T, V) out."""
-    checkpoint = graph.checkpoint
     x = graph.input("hidden", [1, "tokens", architecture.hidden_size])
     normed = graph.rms_norm("normed", x, "model.norm", architecture.epsilon)
     head = "model.embed_tokens" if architecture.tied else "lm_head"
-    graph.output(graph.linear("logits", normed, [head]), [1, "tokens", checkpoint.vocab_size])
+    graph.output(graph.linear("logits", normed, [head]), [1, "tokens", "ids"])

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from edgepp.backend.kv_transfer import KvLayout
+from edgepp.backend.kv_layout import KvLayout
 from edgepp.backend.onnx.architecture import Architecture
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
@@ -36,12 +36,16 @@ class CacheShape:
     kv_heads: int
     head_dim: int
     dtype: type[np.generic] = np.float32
+    all_kv_heads: int = 0
+    """Heads of all ranks of the stage together; 0 for a stage of one process."""
 
     @classmethod
-    def of(cls, architecture: Architecture, layers: LayerRange, kv_bits: int | None) -> CacheShape:
+    def of(
+        cls, architecture: Architecture, layers: LayerRange, kv_bits: int | None, all_kv_heads: int = 0
+    ) -> CacheShape:
         """The shape for ``layers`` of the architecture; keys and values are float32, or int8 where ``kv_bits`` is 8."""
         dtype: type[np.generic] = np.float32 if kv_bits is None else np.int8
-        return cls(layers, architecture.kv_heads, architecture.head_dim, dtype)
+        return cls(layers, architecture.kv_heads, architecture.head_dim, dtype, all_kv_heads)
 
     @cached_property
     def names(self) -> Sequence[str]:
@@ -56,12 +60,17 @@ class CacheShape:
     def layout(self) -> KvLayout:
         """How keys and values are exported; the scales of int8 follow from the weights, so they are no part of it."""
         sizes = self.kv_heads, self.head_dim
-        return KvLayout.of(np.dtype(self.dtype).name, sizes, sizes, self.position_bytes // len(self.layers))
+        return KvLayout(np.dtype(self.dtype).name, sizes, sizes, (self.head_bytes, self.head_bytes))
 
     @property
     def position_bytes(self) -> int:
         """Bytes of the keys and values of one position in all layers."""
         return len(self.layers) * 2 * self.kv_heads * self.head_bytes
+
+    @property
+    def counted_position_bytes(self) -> int:
+        """Bytes by which lanes are chosen: those of all ranks, so that ranks of different shares choose the same."""
+        return self.position_bytes // self.kv_heads * (self.all_kv_heads or self.kv_heads)
 
     @property
     def head_bytes(self) -> int:
@@ -87,7 +96,7 @@ class Arena:
         self._head_bytes = stride * shape.head_bytes
         self._part_bytes = shape.kv_heads * self._head_bytes
         self.memory: dict[str, Array] = {}
-        lane_bytes = shape.position_bytes * stride
+        lane_bytes = shape.counted_position_bytes * stride
         lanes = max(1, min(LANES, _MAX_ARENA_BYTES // lane_bytes))
         while not self._map(shape, lanes):
             if lanes == 1:

@@ -102,7 +102,7 @@ class LaneAllocator:
         cached.touched = max(cached.touched, positions)
 
     def read(self, cached: CachedSequence, layers: LayerRange, start: int, stop: int) -> bytes:
-        """Copy the keys and values of ``layers`` at positions [start, stop); see ``kv_transfer`` for the order."""
+        """Copy the keys and values of ``layers`` at positions [start, stop); see ``kv_layout`` for the order."""
         memory, lane = cached.arena.memory, cached.lane
         return b"".join([memory[name][lane, :, start:stop].tobytes() for name in self._shape.names_of(layers)])
 
@@ -151,7 +151,7 @@ class LaneAllocator:
             if not vacant or moved > _MOVED_BYTES:
                 return
             self._move(cached, arena, vacant.pop(), cached.length)
-            moved += cached.length * self._shape.position_bytes
+            moved += cached.length * self._shape.counted_position_bytes
 
     def _window(self, batch: Sequence[CachedSequence], stride: int) -> tuple[Arena, range]:
         """An arena and neighbouring lanes to gather ``batch`` in, free of others, with most of ``batch`` there."""

@@ -1,39 +1,43 @@
-"""Decoder layers ``[a, b)`` as one ONNX Runtime session, with KV caches that the session writes in cache."""
+"""Decoder layers ``[a, b)`` in ONNX Runtime, whole or one rank's part, with KV caches that the sessions write."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgepp.backend.base import (
-    BackendOptions,
-    KvChunk,
-    Progress,
-    SequenceFault,
-    check_fork,
-    check_room,
-    check_rows,
-)
+from edgepp.backend.base import BackendOptions, KvChunk, Progress
 from edgepp.backend.kv_transfer import KvImports, joined
+from edgepp.backend.loader import Reduction
 from edgepp.backend.onnx.architecture import Architecture, check_tensors, read_architecture
 from edgepp.backend.onnx.bound_session import BoundSession
 from edgepp.backend.onnx.decoder_graph import DecoderGraph
 from edgepp.backend.onnx.graph_builder import ORT_ERRORS, GraphBuilder
+from edgepp.backend.onnx.half_layers import HalfLayers, architecture_of_rank
 from edgepp.backend.onnx.kv_arena import Arena, CacheShape
 from edgepp.backend.onnx.kv_cache import CachedSequence, LaneAllocator
+from edgepp.backend.step_checks import caches_of, check_fork, check_room, check_rows
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 
 CHUNK = 64
 """Tokens per prefill chunk: 2 % below the best rate. 32 costs 5 to 8 %, 16 costs 15 %; 256 and more are slower, too."""
+
+_POSITIONS = 4 if platform.machine().lower() in {"aarch64", "arm64"} else 1
+"""Attention is computed over a multiple of so many positions; the rows behind the last one are thrown away.
+
+On ARM the product of attention weights and values is rounded differently for the last positions, where their number is
+no multiple of 4; a prompt's numbers would depend on where it is cut.
+"""
 
 _SHORT_HINT = "close other programs, or give this node fewer layers"
 
 
 class OnnxStage:
-    """Decoder layers in one ONNX Runtime session, which appends keys and values to the caches."""
+    """Decoder layers in ONNX Runtime, which appends keys and values to the caches."""
 
     dtype = "float32"
     device = "cpu"
@@ -45,8 +49,11 @@ class OnnxStage:
         layers: LayerRange,
         options: BackendOptions,
         progress: Progress | None = None,
+        reduction: Reduction | None = None,
     ) -> None:
-        """Build the graph of ``layers`` and make it ready to run.
+        """Build the graphs of ``layers`` and make them ready to run.
+
+        With a ``reduction``, ``checkpoint`` is a ``ShardedCheckpoint``, and the stage computes the part of its rank.
 
         Raises:
             ModelError: the checkpoint lacks tensors, the graph cannot express the model, or ``kv_bits`` is 4.
@@ -59,18 +66,27 @@ class OnnxStage:
             )
         checkpoint.require(layers)
         check_tensors(checkpoint, layers)
-        graph = GraphBuilder(checkpoint, exact=options.exact)
-        DecoderGraph(graph, architecture, options.kv_bits).build(layers, _layer_reporter(checkpoint, layers, progress))
+        on_layer = _layer_reporter(checkpoint, layers, progress)
+        all_kv_heads = architecture.kv_heads
+        self._session: BoundSession | HalfLayers
+        self._pads = reduction is None  # ranks of other processors would add up other numbers of rows
+        if isinstance(checkpoint, ShardedCheckpoint) and reduction is not None:
+            architecture = architecture_of_rank(architecture, checkpoint)
+            self._session = HalfLayers(checkpoint, architecture, layers, options, reduction, on_layer)
+        else:
+            graph = GraphBuilder(checkpoint, exact=options.exact)
+            DecoderGraph(graph, architecture, options.kv_bits).build(layers, on_layer)
+            self._session = BoundSession(graph.session(options), architecture.rope)
         self.layers = layers
         self.hidden_size = architecture.hidden_size
         # The attention kernel processes this many rows at a time; a single leftover row would be rounded differently.
         self.chunk = min(CHUNK, 2 * architecture.head_dim)
         self._architecture: Architecture = architecture
-        self._session = BoundSession(graph.session(options), architecture.rope)
-        shape = CacheShape.of(architecture, layers, options.kv_bits)
+        shape = CacheShape.of(architecture, layers, options.kv_bits, all_kv_heads)
         self._lanes = LaneAllocator(shape)
         self._imports = KvImports(layers, shape.layout)
-        self.kv_layout = self._imports.layout.name
+        self.layout = self._imports.layout
+        self.kv_layout = self.layout.name
         self._sequences: dict[int, CachedSequence] = {}
 
     def open(self, sequence: int, capacity: int) -> None:
@@ -96,9 +112,13 @@ class OnnxStage:
         (cache,) = self._caches_of([sequence])
         if hidden.ndim != 2 or not len(hidden) or hidden.shape[1] != self.hidden_size:
             raise StageFault(f"hidden states of shape {hidden.shape} are not (T, {self.hidden_size})")
-        self._reserve([sequence], [cache], len(hidden))
-        total = cache.length + len(hidden)
-        out: Array = self._run(cache.arena, cache.lane, hidden[None], [total])[0]
+        rows = len(hidden)
+        total = cache.length + rows
+        spare = -total % _POSITIONS if rows > 1 and self._pads else 0
+        self._reserve([sequence], [cache], rows, spare)
+        if spare:
+            hidden = np.concatenate([hidden, np.zeros((spare, self.hidden_size), hidden.dtype)])
+        out: Array = self._run(cache.arena, cache.lane, hidden[None], [total + spare])[0][:rows]
         cache.length = total
         return out
 
@@ -130,12 +150,14 @@ class OnnxStage:
         except ORT_ERRORS as error:
             raise StageFault(f"ONNX Runtime failed in layers {self.layers}: {error}") from error
 
-    def _reserve(self, sequences: Sequence[int], caches: Sequence[CachedSequence], positions: int) -> None:
+    def _reserve(
+        self, sequences: Sequence[int], caches: Sequence[CachedSequence], positions: int, spare: int = 0
+    ) -> None:
         check_room(sequences, caches, positions)
         self._imports.forget(*sequences)
         try:
             for cache in caches:
-                self._lanes.reserve(cache, cache.length + positions)
+                self._lanes.reserve(cache, cache.length + positions + spare)
         except MemoryError as error:
             raise StageFault("memory for the next positions of the sequence is short", _SHORT_HINT) from error
 
@@ -243,10 +265,7 @@ class OnnxStage:
         return self._lanes.nbytes
 
     def _caches_of(self, sequences: Sequence[int]) -> list[CachedSequence]:
-        unknown = tuple(n for n in sequences if n not in self._sequences)
-        if unknown:
-            raise SequenceFault(f"layers {self.layers} hold no sequence {', '.join(map(str, unknown))}", unknown)
-        return [self._sequences[n] for n in sequences]
+        return caches_of(sequences, self._sequences, self.layers)
 
 
 def _layer_reporter(checkpoint: Checkpoint, layers: LayerRange, progress: Progress | None) -> Callable[[int], None]:

@@ -60,7 +60,7 @@ def quantised(checkpoint: Checkpoint, modules: Sequence[str], *, max_residue: fl
     Raises:
         ModelError: shapes or dtypes of the tensors do not fit each other.
     """
-    parts = [_read(checkpoint, module) for module in modules]
+    parts = [_stored(checkpoint, module).rows(slice(None)) for module in modules]
     bits = 4 if parts[0].bits <= 4 else 8
     codes = _stack([part.nbits(bits) for part in parts])
     scales, biases = _stack([part.scales for part in parts]), _stack([part.biases for part in parts])
@@ -100,31 +100,49 @@ def dense(checkpoint: Checkpoint, modules: Sequence[str]) -> Array:
     """
     _check_stackable([_matrix(checkpoint, module) for module in modules])
     rows = [len(checkpoint.array(f"{module}.weight")) for module in modules]
-    columns = rows_of(checkpoint, modules[0], slice(0, 1)).shape[1]
+    stored = [StoredRows(checkpoint, module) for module in modules]
+    columns = stored[0].read(slice(0, 1)).shape[1]
     matrix = _memory((columns, sum(rows)), np.float32)
     done = 0
-    for module, height in zip(modules, rows, strict=True):
+    for part, height in zip(stored, rows, strict=True):
         for start in range(0, height, _ROWS):
-            block = rows_of(checkpoint, module, slice(start, start + _ROWS))
+            block = part.read(slice(start, start + _ROWS))
             matrix[:, done : done + len(block)] = block.T
             done += len(block)
     return matrix
 
 
+class StoredRows:
+    """Rows of a linear or embedding as they are stored, to be read some at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, module: str) -> None:
+        """Find the tensors of ``module``, without reading them.
+
+        Raises:
+            ModelError: their shapes or dtypes do not fit each other.
+        """
+        self._matrix = _matrix(checkpoint, module)
+        self._affine = None if checkpoint.quantisation(module) is None else _stored(checkpoint, module)
+
+    def read(self, rows: slice | Array) -> Array:
+        """``rows`` as float32 (R, K): ``scale * code + bias`` where they are quantised."""
+        if self._affine is None:
+            return self._matrix[rows].astype(np.float32)
+        part = self._affine.rows(rows)
+        codes = unpack(part.words, part.bits).astype(np.float32)
+        values = codes.reshape(*part.scales.shape, part.group_size)
+        values *= part.scales[..., None]
+        values += part.biases[..., None]
+        return values.reshape(codes.shape)
+
+
 def rows_of(checkpoint: Checkpoint, module: str, rows: slice | Array) -> Array:
-    """Rows of a linear or embedding as float32 (R, K): ``scale * code + bias`` where it is quantised.
+    """Rows of a linear or embedding as float32 (R, K).
 
     Raises:
         ModelError: shapes or dtypes of its tensors do not fit each other.
     """
-    if checkpoint.quantisation(module) is None:
-        return _matrix(checkpoint, module)[rows].astype(np.float32)
-    part = _read(checkpoint, module, rows)
-    codes = unpack(part.words, part.bits).astype(np.float32)
-    values = codes.reshape(*part.scales.shape, part.group_size)
-    values *= part.scales[..., None]
-    values += part.biases[..., None]
-    return values.reshape(codes.shape)
+    return StoredRows(checkpoint, module).read(rows)
 
 
 def unpack(words: Array, bits: int) -> Array:
@@ -140,13 +158,18 @@ def unpack(words: Array, bits: int) -> Array:
 
 @dataclass(frozen=True)
 class _Affine:
-    """Rows of one linear as MLX stores them, with scales and biases (N, G) converted to float32."""
+    """Rows of one linear as MLX stores them, with scales and biases (N, G)."""
 
     bits: int
     group_size: int
     words: Array
     scales: Array
     biases: Array
+
+    def rows(self, rows: slice | Array) -> _Affine:
+        """Some of the rows, with scales and biases converted to float32."""
+        scales, biases = self.scales[rows].astype(np.float32), self.biases[rows].astype(np.float32)
+        return _Affine(self.bits, self.group_size, self.words[rows], scales, biases)
 
     def nbits(self, bits: int) -> Array:
         """Codes of ``bits`` bits, 4 or 8, in the layout of MatMulNBits: MLX's own bytes where MLX has as many bits."""
@@ -158,7 +181,7 @@ class _Affine:
         return raw.reshape(*self.scales.shape, -1)
 
 
-def _read(checkpoint: Checkpoint, module: str, rows: slice | Array = slice(None)) -> _Affine:
+def _stored(checkpoint: Checkpoint, module: str) -> _Affine:
     quantisation = checkpoint.quantisation(module)
     if quantisation is None:
         raise ModelError(f"{module} is not quantised, unlike the linears that are stacked with it")
@@ -168,7 +191,7 @@ def _read(checkpoint: Checkpoint, module: str, rows: slice | Array = slice(None)
     columns = words.shape[-1] * 32 // bits
     if words.dtype != np.uint32 or scales.shape != (len(words), columns / group_size) or biases.shape != scales.shape:
         raise ModelError(f"{module} is not quantised in {bits} bits and groups of {group_size}, as config.json says")
-    return _Affine(bits, group_size, words[rows], scales[rows].astype(np.float32), biases[rows].astype(np.float32))
+    return _Affine(bits, group_size, words, scales, biases)
 
 
 def _matrix(checkpoint: Checkpoint, module: str) -> Array:

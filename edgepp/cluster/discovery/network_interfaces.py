@@ -94,6 +94,8 @@ class AddressWatch:
     def __init__(self) -> None:
         self._addresses = frozenset(usable_addresses())
         self._offset = time.time() - time.monotonic()
+        self.slept_s = 0.0
+        """How long the machine had slept when ``changed`` was True last; 0 where its addresses alone had changed."""
 
     def changed(self) -> bool:
         """True once after the addresses changed or the machine slept; cheap enough for two calls per second.
@@ -101,6 +103,9 @@ class AddressWatch:
         The monotonic clock stops while the machine sleeps and the wall clock does not, so their difference grows.
         """
         addresses, offset = frozenset(usable_addresses()), time.time() - time.monotonic()
-        changed = addresses != self._addresses or abs(offset - self._offset) > _SLEEP_S
+        jump_s = offset - self._offset
+        changed = addresses != self._addresses or abs(jump_s) > _SLEEP_S
+        if changed:
+            self.slept_s = jump_s if jump_s > _SLEEP_S else 0.0
         self._addresses, self._offset = addresses, offset
         return changed

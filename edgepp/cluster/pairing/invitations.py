@@ -20,7 +20,7 @@ _NUMBERS = range(1, 100)
 
 
 @dataclass
-class Invitation:
+class PairingInvitation:
     """One open invitation."""
 
     number: int
@@ -49,7 +49,7 @@ class Invitations:
         """``report`` takes a line for the person who invited; ``clock`` gives seconds."""
         self._report = report
         self._clock = clock
-        self._open: dict[int, Invitation] = {}
+        self._open: dict[int, PairingInvitation] = {}
         self._closed: dict[int, RefusalCause] = {}
         self._log_sampler = LogSampler()
 
@@ -78,7 +78,7 @@ class Invitations:
         number = secrets.choice([number for number in free if number not in self._closed] or free)
         self._closed.pop(number, None)
         code = make_code(number)
-        self._open[number] = Invitation(number, code, self._clock() + INVITATION_S)
+        self._open[number] = PairingInvitation(number, code, self._clock() + INVITATION_S)
         return code
 
     def clear(self) -> None:
@@ -128,7 +128,7 @@ class Invitations:
         self._close(invitation, "used")
         return PairedNode.of(name, key)
 
-    def _count_guess(self, invitation: Invitation, attempt: bytes, host: str) -> Refusal:
+    def _count_guess(self, invitation: PairingInvitation, attempt: bytes, host: str) -> Refusal:
         invitation.num_guesses += 1
         invitation.guessing_hosts[host] = None
         if attempt:
@@ -140,14 +140,14 @@ class Invitations:
             self._close(invitation, "void", f"is void after {MAX_GUESSES} wrong guesses, made at {hosts}")
         return Refusal("wrong", MAX_GUESSES - invitation.num_guesses)
 
-    def _close(self, invitation: Invitation, cause: RefusalCause, line: str = "") -> None:
+    def _close(self, invitation: PairingInvitation, cause: RefusalCause, line: str = "") -> None:
         del self._open[invitation.number]
         self._closed[invitation.number] = cause
         if line:
             self._report(f"invitation {invitation.number} {line}")
 
 
-def _judged(invitation: Invitation, attempt: bytes) -> Refusal | None:
+def _judged(invitation: PairingInvitation, attempt: bytes) -> Refusal | None:
     """The earlier refusal of the same attempt, if there was one."""
     if attempt in invitation.failed_attempts:
         return Refusal("wrong", MAX_GUESSES - invitation.num_guesses)

@@ -9,43 +9,47 @@ from collections.abc import Iterator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepp.errors import EdgeppError
+from edgepp.http_api.access.administration import comes_from_here
 from edgepp.http_api.access.refusal import refuse
-from edgepp.http_api.access.request_head import header, headers, is_from_this_machine
-from edgepp.http_api.api_keys import KeyRing
+from edgepp.http_api.access.request_head import headers
+from edgepp.http_api.api_keys import ApiKey, KeyRing
 from edgepp.http_api.failures import RequestError
+from edgepp.http_api.page_files import page_files
 
 _OPEN = frozenset({"/", "/health", "/ready"})
 """What monitors ask without a key: that the server runs, and nothing of the model."""
-_CHANGES = frozenset({"/v1/models/load", "/models/load"})
-"""What changes the cluster for everybody."""
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 class Authentication:
-    """Sets ``scope["state"]["owner"]`` to the name of the key, empty without one; refuses strangers if a key is due."""
+    """Notes whose request it is, and whether that may change the cluster; refuses strangers if a key is due.
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, *, required: bool) -> None:
+    ``scope["state"]`` has the name of the key as ``owner``, empty without one, and ``administers``.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, *, required: bool, loopback_administers: bool) -> None:
+        """``loopback_administers`` lets requests of this machine itself change the cluster."""
         self._app = app
         self._keys = keys
         self._required = required
+        self._loopback_administers = loopback_administers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            owner = scope["state"]["owner"] = self._owner(scope)
+            key = self._key(scope)
         except EdgeppError as unreadable:
             return await refuse(RequestError("internal", str(unreadable), unreadable.hint), scope, receive, send)
-        if self._required and not owner and not _is_open(scope):
+        scope["state"]["owner"] = key.name if key is not None else ""
+        if self._required and key is None and not _is_open(scope):
             return await refuse(_no_key(scope), scope, receive, send, _CHALLENGE)
-        if scope["path"] in _CHANGES and not owner and not _is_local(scope):
-            error = RequestError("permission", "this needs an API key", "make one with `edgepp keys add NAME`")
-            return await refuse(error, scope, receive, send)
+        here = self._loopback_administers and comes_from_here(scope)
+        scope["state"]["administers"] = here or (key is not None and key.administers)
         return await self._app(scope, receive, send)
 
-    def _owner(self, scope: Scope) -> str:
-        found = (self._keys.owner(secret) for secret in _secrets(scope))
-        return next((name for name in found if name is not None), "")
+    def _key(self, scope: Scope) -> ApiKey | None:
+        found = (self._keys.find(secret) for secret in _secrets(scope))
+        return next((key for key in found if key is not None), None)
 
 
 def _secrets(scope: Scope) -> Iterator[str]:
@@ -66,12 +70,9 @@ def _password(encoded: str) -> str:
 
 
 def _is_open(scope: Scope) -> bool:
-    return scope["path"] in _OPEN and scope["method"] in ("GET", "HEAD", "OPTIONS")
-
-
-def _is_local(scope: Scope) -> bool:
-    """Whether the client is on this machine; a proxy on this machine says for whom it asks."""
-    return is_from_this_machine(scope) and all(header(scope, name) is None for name in _FORWARDED)
+    """Whether the request is for what monitors ask, or for the web page, which itself asks for the key."""
+    is_open = scope["path"] in _OPEN or scope["path"] in page_files()
+    return is_open and scope["method"] in ("GET", "HEAD", "OPTIONS")
 
 
 def _no_key(scope: Scope) -> RequestError:

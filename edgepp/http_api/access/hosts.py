@@ -52,6 +52,13 @@ class HostNames:
         return full, full.partition(".")[0]
 
 
+def is_loopback_name(host: str) -> bool:
+    """Whether a ``Host`` header, with or without a port, is ``localhost`` or an address of loopback."""
+    name = bare(host)
+    ip = as_ip(name) if name else None
+    return name == "localhost" or (ip is not None and ip.is_loopback)
+
+
 def bare(host: str) -> str | None:
     """The host of ``HOST`` or ``HOST:PORT`` in lower case without a final dot; None where it is malformed."""
     match = _HOST.fullmatch(host)

@@ -10,9 +10,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgepp.http_api.access.hosts import bare
+from edgepp.http_api.access.hosts import bare, is_loopback_name
 from edgepp.http_api.access.refusal import refuse
-from edgepp.http_api.access.request_head import as_ip, header, headers
+from edgepp.http_api.access.request_head import header, headers
 from edgepp.http_api.failures import RequestError
 
 _PROGRAMS = frozenset({"vscode-webview", "vscode-file", "app", "tauri", "chrome-extension"})
@@ -65,9 +65,7 @@ class OriginNames:
 
 
 def _is_loopback(host: str) -> bool:
-    name = bare(host)
-    ip = as_ip(name) if name else None
-    return name == "localhost" or (name or "").endswith(".localhost") or (ip is not None and ip.is_loopback)
+    return is_loopback_name(host) or (bare(host) or "").endswith(".localhost")
 
 
 class Origins:

@@ -29,6 +29,7 @@ from edgepp.http_api.generation import (
     ToolCallStarted,
     Usage,
 )
+from edgepp.http_api.named_events import named_event
 
 StreamEvent: TypeAlias = dict[str, Any]
 """The data of one event of the stream; ``type`` is its name."""
@@ -54,7 +55,7 @@ def new_id() -> str:
 
 def frame(event: StreamEvent) -> bytes:
     """``event`` as a server-sent event. Clients dispatch on the name as well as on the type in the data."""
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+    return named_event(event["type"], event)
 
 
 @dataclass

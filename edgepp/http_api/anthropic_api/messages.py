@@ -21,6 +21,7 @@ from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationEvent
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.operation import Operation
+from edgepp.http_api.traced_writes import name_answer
 
 
 def routes(service: ModelService) -> list[BaseRoute]:
@@ -51,6 +52,7 @@ async def _answer(request: Request, service: ModelService) -> Response:
     question = dataclasses.replace(question, owner=owner(request), request_id=request_id(request))
     model = body.model or service.model.name
     encoder = MessageEvents(model, tells_cache=marks_cache(body), has_content=body.max_tokens != 0)
+    name_answer(request, encoder.id)
     events = await begun(request, service.generate(question))
     if not body.stream:
         return json_response(await unless_gone(request, _message(encoder, events)))

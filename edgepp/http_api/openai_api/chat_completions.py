@@ -33,6 +33,7 @@ from edgepp.http_api.openai_api.chat_request import ChatBody, generation_request
 from edgepp.http_api.openai_api.errors import in_band_error, served
 from edgepp.http_api.openai_api.logprobs import chat_logprobs
 from edgepp.http_api.openai_api.usage import timings, usage_body
+from edgepp.http_api.traced_writes import name_answer
 
 
 def chat_completions(service: ModelService) -> Handler:
@@ -44,6 +45,7 @@ def chat_completions(service: ModelService) -> Handler:
         asked = generation_request(body, model, request)
         events = service.generate(asked)
         head = new_head("chatcmpl", model, body.model)
+        name_answer(request, head.id)
         if not body.stream:
             answer = await unless_gone(request, collected(events, asked.num_choices))
             return json_response(whole_answer(answer, head, body))

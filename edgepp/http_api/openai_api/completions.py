@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -32,6 +32,7 @@ from edgepp.http_api.openai_api.completions_request import CompletionBody, gener
 from edgepp.http_api.openai_api.errors import in_band_error, served
 from edgepp.http_api.openai_api.logprobs import legacy_logprobs
 from edgepp.http_api.openai_api.usage import timings, usage_body
+from edgepp.http_api.traced_writes import name_answer
 from edgepp.model.text.conversation import Prompt
 
 _NUM_AT_ONCE = 8
@@ -46,12 +47,13 @@ def completions(service: ModelService) -> Handler:
         model = served(service, body.model)
         asked = generation_requests(body, model, request)
         head = new_head("cmpl", model, body.model)
+        name_answer(request, head.id)
         echoes = [await _echo(service, one.prompt, one.owner) if body.echo else "" for one in asked]
         answers = _Answers(service, asked, only_echo=body.max_tokens == 0)
         if not body.stream:
-            whole = await unless_gone(request, answers.whole())
+            whole = [_likeliest(one, body.num_told) for one in await unless_gone(request, answers.whole())]
             return json_response(whole_completion(whole, echoes, head, body))
-        chunks = [CompletionChunks(head, body, n * (body.n or 1), echo) for n, echo in enumerate(echoes)]
+        chunks = [CompletionChunks(head, body, n * body.num_told, echo) for n, echo in enumerate(echoes)]
         first = await begun(request, answers.events(0))
         return stream_response(_frames(answers, first, chunks), "text/event-stream", in_band_error)
 
@@ -95,6 +97,18 @@ class _Answers:
 
 async def _echo(service: ModelService, prompt: Prompt, owner: str) -> str:
     return prompt if isinstance(prompt, str) else await service.decode(await service.encode(prompt, owner=owner), owner)
+
+
+def _likeliest(answer: CollectedAnswer, num_choices: int) -> CollectedAnswer:
+    """The choices with the highest log-probability per token, the likeliest first; the usage is that of all."""
+    if len(answer.choices) <= num_choices:
+        return answer
+    return replace(answer, choices=sorted(answer.choices, key=_mean_logprob, reverse=True)[:num_choices])
+
+
+def _mean_logprob(choice: CollectedChoice) -> float:
+    logprobs = [token.logprob for token in choice.logprobs]
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
 def whole_completion(

@@ -26,9 +26,20 @@ class CompletionBody(SamplingBody, kw_only=True):
 
     prompt: str | list[str | TokenId | list[TokenId]]
     best_of: NumChoices | None = None
+    """Answers to make per prompt, of which the ``n`` likeliest are told."""
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     suffix: str | None = None
+
+    @property
+    def num_told(self) -> int:
+        """Choices that the client gets per prompt."""
+        return self.n or 1
+
+    @property
+    def num_made(self) -> int:
+        """Choices that are made per prompt."""
+        return self.best_of or self.num_told
 
 
 def generation_requests(body: CompletionBody, model: ServedModel, request: Request) -> list[GenerationRequest]:
@@ -40,13 +51,14 @@ def generation_requests(body: CompletionBody, model: ServedModel, request: Reque
     """
     _refuse(body)
     wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    options = options_of(body, model, wanted, body.logprobs)
+    chooses = body.num_made > body.num_told
+    options = options_of(body, model, wanted, 0 if chooses and body.logprobs is None else body.logprobs)
     return [
         GenerationRequest(
             prompt=prompt,
             options=options,
             model=body.model or "",
-            num_choices=body.n or 1,
+            num_choices=body.num_made,
             owner=owner(request),
             request_id=request_id(request),
         )
@@ -77,8 +89,15 @@ def _refuse(body: CompletionBody) -> None:
         raise RequestError(
             "invalid_request", "suffix is not supported: this model continues texts only", parameter="suffix"
         )
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise RequestError("invalid_request", "best_of must be n", "send n alone", parameter="best_of")
+    if body.num_made < body.num_told:
+        raise RequestError("invalid_request", "best_of must be at least n", "leave it out", parameter="best_of")
+    if body.num_made > body.num_told and body.stream:
+        raise RequestError(
+            "invalid_request",
+            "which answers are the best is known at their end, so best_of beyond n cannot be streamed",
+            "send stream: false",
+            parameter="best_of",
+        )
     if body.echo and body.logprobs is not None:
         raise RequestError(
             "invalid_request",

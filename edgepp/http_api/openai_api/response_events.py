@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from edgepp.http_api.failures import FailureKind, RequestError
 from edgepp.http_api.generation import (
     ChoiceEnded,
@@ -26,6 +24,7 @@ from edgepp.http_api.generation import (
     ToolCallStarted,
     Usage,
 )
+from edgepp.http_api.named_events import named_event
 from edgepp.http_api.openai_api.response_items import (
     CallItem,
     CustomCallItem,
@@ -201,7 +200,7 @@ class ResponseEncoder:
 
 def frame(event: Event) -> bytes:
     """An event as server-sent event; its type stands in the data too, where Codex and the SDKs read it."""
-    return f"event: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+    return named_event(event["type"], event)
 
 
 def _error(error: RequestError) -> Event:

@@ -42,6 +42,7 @@ from edgepp.http_api.openai_api.response_input import decoded_messages
 from edgepp.http_api.openai_api.response_tools import Tools, decoded_tools
 from edgepp.http_api.openai_api.sampling import constraint_of, options_of
 from edgepp.http_api.operation import Operation
+from edgepp.http_api.traced_writes import name_answer
 from edgepp.model.text.conversation import Conversation
 
 _IN_BAND: tuple[FailureKind, ...] = ("context_length_exceeded", "rate_limited")
@@ -85,6 +86,7 @@ class _Responses:
         """Answer, whole or as a stream."""
         body = await read_body(request, ResponsesBody)
         question = self._question(body, request)
+        name_answer(request, question.head.id)
         events = self._service.generate(question.request)
         encoder = ResponseEncoder(question.head)
         if not body.stream:

@@ -47,7 +47,7 @@ def timings(usage: Usage) -> dict[str, Any]:
 
 
 def _recovery(recovery: Recovery) -> dict[str, Any]:
-    return {"how": recovery.how, "pause_ms": _ms(recovery.pause_s)}
+    return {"how": recovery.how, "pause_ms": _ms(recovery.pause_s), "prefilled_n": recovery.prefilled}
 
 
 def _ms(seconds: float) -> float:

@@ -94,6 +94,16 @@ def resolve(model: str) -> Source:
     return _card_source(known[0]) if known else HubRepository(match["name"])
 
 
+def name_anywhere(model: str) -> str:
+    """A name of ``model`` that means the same in any current folder: the absolute path of a folder.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    source = resolve(model)
+    return str(source.path.resolve()) if isinstance(source, LocalFolder) else model
+
+
 def _card_source(card: Card) -> Source:
     if card.repository is None:
         return Wheel(card)

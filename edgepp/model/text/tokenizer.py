@@ -6,6 +6,7 @@ a control token (``encoder``).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from edgepp.errors import ContextExceeded, ModelError, UsageError
-from edgepp.model.bounded_files import check_readable
+from edgepp.model.bounded_files import tokenizer_files
 from edgepp.model.config.generation import end_ids
 from edgepp.model.text.client import TextClient
 from edgepp.model.text.control_tokens import is_control
 from edgepp.model.text.conversation import Conversation, EncodedPrompt, Prompt
+from edgepp.model.text.definition_cache import cached_definition
 from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
 from edgepp.model.text.prompt_check import characters_of, check_prompt, rendered_characters_of
 from edgepp.model.text.token_bound import TokenBound, characters_per_token
@@ -65,24 +67,24 @@ class Tokenizer:
             raise ModelError(
                 f"{path} holds no tokenizer", "fetch it with `edgepp models pull`, or copy it into the folder"
             )
-        size = check_readable(path)
-        if (templates := path / "additional_chat_templates").is_dir():
-            size += check_readable(templates, ("*",))
+        size = sum(size for _, size in tokenizer_files(path))
         ids = end_ids(path)
         client = TextClient(path.name)
         try:
-            facts = client.open(path, size)
+            facts = cached_definition(path, lambda: client.open(path, size))
         except ModelError as error:
             is_complete = (path / "tokenizer.json").is_file()
             error.hint = "pull the model again" if is_complete else "use a copy of the model that has a tokenizer.json"
             raise
         finally:
-            client.close()  # encoding needs another process, without the libraries that read the folder
+            client.close()
         if facts["eos"] is not None:
             ids.add(int(facts["eos"]))
         tokens = _Tokens.of(path.name, json.loads(facts["definition"]))
         ids |= {token for name, token in tokens.control.items() if name in _TURN_ENDS}
-        return cls(path.name, frozenset(ids), facts, tokens, client, TextClient(path.name, facts["definition"]))
+        # Encoding has processes of its own, without the libraries that read the folder.
+        clients = (TextClient(path.name, facts["definition"]) for _ in range(2))
+        return cls(path.name, frozenset(ids), facts, tokens, *clients)
 
     @property
     def template(self) -> str:
@@ -176,6 +178,10 @@ class Tokenizer:
     def vocabulary(self) -> dict[str, int]:
         """The id of each token by its text."""
         return {text: token for token, text in self._tokens.texts.items()}
+
+    def vocabulary_digest(self) -> str:
+        """A digest of the vocabulary: the same for two tokenizers whose tokens have the same texts and ids."""
+        return hashlib.sha256(json.dumps(sorted(self._tokens.texts.items())).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The tokenizer as a ``tokenizer.json`` of the tokenizers library, without padding and truncation."""

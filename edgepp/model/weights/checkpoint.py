@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,8 @@ from edgepp.model.weights.safetensors_header import DTYPES, PARTIAL_SUFFIX, Tens
 from edgepp.model.weights.weight_files import INDEX, SINGLE, missing_of_numbered_set, read_tensors, regular_files
 
 __all__ = [
-    "DTYPES", "PARTIAL_SUFFIX", "Array", "Checkpoint", "Quantisation", "TensorPlace", "layer_of", "parse_header",
-    "read_header",
+    "DTYPES", "PARTIAL_SUFFIX", "Array", "Checkpoint", "Quantisation", "TensorPlace", "is_of_head", "layer_of",
+    "parse_header", "read_header",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -143,8 +143,25 @@ class Checkpoint:
         Raises:
             ModelError: tensors or files are missing; the sentence names the first.
         """
-        outside = {name for name in self.known if layer_of(name) is None}
-        absent = sorted(n for n in outside - self.tensors.keys() if not (self.settings.tied and has_head([n])))
+        tied = self.settings.tied
+        self._require({n for n in self.known if layer_of(n) is None and not (tied and has_head([n]))})
+
+    @property
+    def head_module(self) -> str:
+        """The module of a plain model whose rows are the output head: the embedding where the two are tied."""
+        return "model.embed_tokens" if self.settings.tied else "lm_head"
+
+    def require_head(self) -> None:
+        """Check that final norm and output head of a plain model are on this disk.
+
+        Raises:
+            ModelError: tensors or files are missing; the sentence names the first.
+        """
+        self._require({name for name in self.known if is_of_head(name, self.head_module)})
+
+    def _require(self, outside: Collection[str]) -> None:
+        """Check that these tensors ``outside`` the layers are on this disk, and that all files of the model are."""
+        absent = sorted(name for name in outside if name not in self.tensors)
         if not absent and not (self.path / INDEX).is_file() and self.config.get("tie_word_embeddings") is None:
             absent = missing_of_numbered_set(regular_files(self.path))
         if absent:
@@ -158,6 +175,15 @@ class Checkpoint:
                 " there is no lm_head.weight",
                 "take the model from where it was published",
             )
+
+    @property
+    def has_head(self) -> bool:
+        """Whether final norm and output head of a plain model are on this disk."""
+        try:
+            self.require_head()
+        except ModelError:
+            return False
+        return True
 
     def quantisation(self, module: str) -> Quantisation | None:
         """The affine quantisation of the linear or embedding ``module``; None where it is not quantised.
@@ -191,7 +217,7 @@ class Checkpoint:
         if file not in self._maps:
             try:
                 with open_regular(file) as stream:
-                    self._maps[file] = np.memmap(stream, np.uint8, "r")
+                    self._maps[file] = np.asarray(np.memmap(stream, np.uint8, "r"))
             except (OSError, ValueError) as error:
                 raise ModelError(f"{file} cannot be read: {error}", "pull the model again") from error
         return self._maps[file]
@@ -205,19 +231,25 @@ class Checkpoint:
         """The hub commit of this folder, taken from its path; empty where there is none."""
         return next((part for part in self.path.parts if _COMMIT.fullmatch(part)), "")
 
+    @property
+    def used_names(self) -> frozenset[str]:
+        """Names of the tensors that take part in the computation, on this disk or not."""
+        unused = {name for name in self.known if name.endswith(".rotary_emb.inv_freq")}
+        if self.settings.tied:
+            unused |= {name for name in self.known if has_head([name])}
+        return self.known - unused
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits that all copies of a model share, also partial copies with different layers.
 
         A hash of the normalised configuration and of the names of the tensors that take part. Two trainings of one
-        architecture have the same fingerprint; ``commit`` tells them apart.
+        architecture have the same fingerprint; ``weight_digests`` tells them apart.
         """
         settings = self.settings
-        unused = [name for name in self.known if name.endswith(".rotary_emb.inv_freq")]
-        unused += [name for name in self.known if settings.tied and has_head([name])]
         values = {**canonical(settings.values), "dtype": settings.dtype}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-        digest.update("\n".join(sorted(self.known.difference(unused))).encode())
+        digest.update("\n".join(sorted(self.used_names)).encode())
         return digest.hexdigest()[:16]
 
 
@@ -234,6 +266,11 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} is not a model in mlx-lm format: it has no config.json",
             "see `edgepp models list` for names that work",
         ) from error
+
+
+def is_of_head(tensor: str, module: str) -> bool:
+    """Whether a tensor belongs to the final norm, or to ``module``, the output head, of a plain model."""
+    return tensor.startswith((f"{module}.", "model.norm."))
 
 
 def layer_of(tensor: str) -> int | None:

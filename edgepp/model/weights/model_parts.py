@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepp.layers import LayerRange
-from edgepp.model.weights.checkpoint import layer_of
+from edgepp.model.weights.checkpoint import is_of_head, layer_of
 from edgepp.model.weights.partial_file import PartialFile
 from edgepp.model.weights.weight_files import INDEX, read_index, unindexed
 
@@ -22,6 +22,8 @@ class ModelParts:
 
     layers: LayerRange | None = None
     embedding_and_head: bool = False
+    head: str = ""
+    """Module of the output head (``Checkpoint.head_module``), wanted with the final norm; empty for neither."""
     everything: bool = False
 
     def wants(self, tensor: str) -> bool:
@@ -29,7 +31,9 @@ class ModelParts:
         layer = layer_of(tensor)
         if self.everything:
             return True
-        return self.embedding_and_head if layer is None else self.layers is not None and layer in self.layers
+        if layer is None:
+            return self.embedding_and_head or (bool(self.head) and is_of_head(tensor, self.head))
+        return self.layers is not None and layer in self.layers
 
     def wants_file(self, name: str) -> bool:
         """Whether the file ``name``, one without weights, belongs to the parts."""

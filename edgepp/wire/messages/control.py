@@ -18,6 +18,7 @@ from edgepp.wire.field_types import (
     Rows,
     Stage,
     Text,
+    WeightDigests,
     Width,
 )
 
@@ -55,6 +56,12 @@ class Welcome(NamedTuple):
     """Measured microseconds of a decode step."""
     rewinds: bool
     """Whether sequences can be truncated to any position and forked."""
+    has_head: bool = False
+    """Whether the stage computes final norm and output head, and so can return logits and candidates."""
+    folder: Label = ""
+    """Folder of the model on the stage's machine."""
+    weights: WeightDigests = ()
+    """What tells the weights in this folder from others of the same architecture, also of layers that others run."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
@@ -134,6 +141,8 @@ class Ping(NamedTuple):
     """Coordinator to stage: asks for a ``Pong``, and keeps the epoch alive."""
 
     epoch: Id
+    sent_us: Id = 0
+    """When the coordinator sent the message, by its own clock (``wire.frame_marks.clock_us``)."""
 
 
 class Pong(NamedTuple):
@@ -147,16 +156,24 @@ class Pong(NamedTuple):
     frames: Count
     dropped: Count
     """Dropped frames."""
+    void: Count
+    """Frames that were not computed, since a later frame of the sequence began at their position or before."""
     sequences: Count
     """Open sequences."""
     kv_bytes: Count
     """Bytes of their keys and values, of their log, and of the copies for another stage."""
     received_bytes: Count
-    """Bytes that the data socket has received."""
+    """Bytes that the data socket has received, and answers on the links for keys and values."""
     sent_bytes: Count
-    """Bytes that were sent to next stages, and by the data socket."""
+    """Bytes that were sent to next stages, by the data socket, and as keys and values to other stages."""
     reconnects: Count
     """Connections to next stages that were made again after one had ended."""
+    asked_us: Id = 0
+    """``Ping.sent_us``. With the next two times and that of the arrival, it shows how the two clocks differ."""
+    received_us: Id = 0
+    """When the stage received the ``Ping``, by the stage's clock."""
+    answered_us: Id = 0
+    """When the stage answered, by the same clock."""
 
 
 class Fault(NamedTuple):

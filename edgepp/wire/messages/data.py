@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from edgepp.wire.field_types import (
+    Candidates,
     Checksum,
     Codec,
     Count,
@@ -15,8 +16,11 @@ from edgepp.wire.field_types import (
     PerSequence,
     PerStageMicroseconds,
     PiecePurpose,
+    ResultForm,
+    ResultWidth,
     Rows,
     Stage,
+    TraceTimes,
     Width,
 )
 
@@ -64,20 +68,32 @@ class Forward(NamedTuple):
     """Number of the frame on its link within the epoch."""
     checksum: Checksum = 0
     """CRC-32 of the tensor frames."""
+    result: ResultForm = "hidden"
+    """Form of the rows that are returned."""
+    candidates: Candidates = 0
+    """Candidates per row, for that form; 0 otherwise."""
+    trace: TraceTimes = ()
+    request: Label = ""
+    """Name of the request in logs, in the frame that opens a sequence; empty in other frames."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
-        return "" if 0 < self.rows >= self.wanted_rows else f"wants {self.wanted_rows} rows of {self.rows}"
+        if not 0 < self.rows >= self.wanted_rows:
+            return f"wants {self.wanted_rows} rows of {self.rows}"
+        return result_problem(self.result, self.candidates)
 
 
 class Hidden(NamedTuple):
-    """Last stage to coordinator: the last ``rows`` hidden states (rows, width) of the ``Forward`` numbered ``step``."""
+    """Last stage to coordinator: the result (rows, width) of the last ``rows`` rows of the ``Forward`` ``step``.
+
+    In the form that the ``Forward`` asked for; logits and candidates are float32 with codec ``none``.
+    """
 
     epoch: Id
     sequence: Id
     step: Id
     rows: Rows
-    width: Width
+    width: ResultWidth
     dtype: Dtype
     codec: Codec
     compute_us: PerStageMicroseconds
@@ -85,19 +101,21 @@ class Hidden(NamedTuple):
     """Number of the frame on its link within the epoch."""
     checksum: Checksum = 0
     """CRC-32 of the tensor frames."""
+    trace: TraceTimes = ()
 
 
 class Batch(NamedTuple):
     """Coordinator to stage 0, stage to next stage, and last stage to coordinator: a decode step of B sequences.
 
-    Hidden states (B, width); row i is for position ``positions[i]`` of ``sequences[i]``.
+    Hidden states (B, width); row i is for position ``positions[i]`` of ``sequences[i]``. What the last stage returns is
+    in the form ``result``, as with ``Hidden``.
     """
 
     epoch: Id
     step: Id
     sequences: PerSequence
     positions: PerSequence
-    width: Width
+    width: ResultWidth
     dtype: Dtype
     codec: Codec
     compute_us: PerStageMicroseconds
@@ -105,6 +123,9 @@ class Batch(NamedTuple):
     """Number of the frame on its link within the epoch."""
     checksum: Checksum = 0
     """CRC-32 of the tensor frames."""
+    trace: TraceTimes = ()
+    result: ResultForm = "hidden"
+    candidates: Candidates = 0
 
     @property
     def rows(self) -> int:
@@ -114,7 +135,14 @@ class Batch(NamedTuple):
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
         matched = len(self.positions) == len(self.sequences) == len(set(self.sequences))
-        return "" if matched else "has sequences and positions that do not match"
+        if not matched:
+            return "has sequences and positions that do not match"
+        return result_problem(self.result, self.candidates)
+
+
+def result_problem(result: ResultForm, candidates: int) -> str:
+    """End of the sentence "the message …" where ``candidates`` do not fit the form; empty if they do."""
+    return "" if (candidates > 0) == (result == "candidates") else f"wants {candidates} candidates in form {result}"
 
 
 class KvPiece(NamedTuple):
@@ -144,4 +172,29 @@ class KvPiece(NamedTuple):
         return "" if filled else "has an empty range of layers or positions"
 
 
-DataMessage: TypeAlias = Echo | Forward | Hidden | Batch | KvPiece
+class Kept(NamedTuple):
+    """Stage to the stage that keeps its copies, which returns it with ``reply`` set: what is kept of a sequence.
+
+    The keeper drops copies of the layers ``[start_layer, stop_layer)`` beyond the first ``length`` positions, which are
+    out of date, and replies with the ``length`` that it has left: at most what was asked.
+    """
+
+    epoch: Id
+    sequence: Id
+    source: Id
+    """A sequence whose copies serve where nothing is kept of ``sequence``, which began as a copy of it; 0 for none."""
+    start_layer: Layer
+    stop_layer: Layer
+    length: Count
+    layout: Label
+    """Form of the bytes (``StageModel.kv_layout``)."""
+    step: Id
+    """1 + ``step`` of the latest frame of the sequence that the asking stage has computed."""
+    reply: bool
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start_layer < self.stop_layer else "has an empty range of layers"
+
+
+DataMessage: TypeAlias = Echo | Forward | Hidden | Batch | KvPiece | Kept

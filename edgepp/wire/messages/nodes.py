@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from edgepp.host_system.sleep_inhibitor import SleepLock
 from edgepp.wire.field_types import (
     Count,
     Hosts,
@@ -17,11 +18,16 @@ from edgepp.wire.field_types import (
     Layer,
     Name,
     Port,
+    Rank,
+    RankPids,
+    Ranks,
+    RankWeights,
     Slot,
     StageSlots,
     Text,
     Threads,
 )
+from edgepp.wire.messages.rank_meetings import RankMeetingMessage
 
 
 class Enrol(NamedTuple):
@@ -48,6 +54,12 @@ class Enrol(NamedTuple):
     """Measured rate at which decode steps read weights, with all threads."""
     flops_per_s: Count
     """Measured floating-point operations per second of a prefill, with all threads."""
+    draft: Label = ""
+    """Small model that the node guesses with in its first stage slot, in place of running layers; empty for none."""
+    tensor: Ranks = 1
+    """Machines, this one included, that are to share each layer of a stage, in their first slots; 1 for none."""
+    half_ns: Count = 0
+    """Measured nanoseconds that half of a layer takes a rank beyond its part of the whole layer's time."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
@@ -71,6 +83,8 @@ class Heartbeat(NamedTuple):
     """Wall clock of the node, in microseconds since 1970."""
     rtt_us: Count
     """Round-trip time of the last acknowledged heartbeat; 0 before the first."""
+    sleep_lock: SleepLock = "released"
+    """Whether the machine is kept from sleeping."""
 
 
 class HeartbeatAck(NamedTuple):
@@ -80,6 +94,8 @@ class HeartbeatAck(NamedTuple):
     """False for a node that has to enrol again."""
     clock_us: Id
     """Wall clock of the coordinator, in microseconds since 1970."""
+    working: bool = False
+    """Whether answers are under way, so that the machines that compute them must not sleep."""
 
 
 class View(NamedTuple):
@@ -89,7 +105,11 @@ class View(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``; see ``Retire``."""
+    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``; see ``Retire``.
+
+    With ``drafts``, run a process that guesses with the whole model; ``start`` and ``stop`` are 0 then. With a
+    ``group``, run one rank of a stage whose other ranks run on other nodes; see ``RankListens``.
+    """
 
     plan_id: Id
     slot: Slot
@@ -100,9 +120,22 @@ class Load(NamedTuple):
     exact: bool
     kv_bits: KvBits
     """Bits per value of the KV cache; 0 for the dtype of the backend."""
+    drafts: bool = False
+    group: Id = 0
+    """Id of the ranks of the stage; 0 for a stage of one process."""
+    rank: Rank = 0
+    weights: RankWeights = ()
+    head: bool = False
+    """Whether the ranks of the group share the output head too: each fetches final norm and head."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        if bool(self.group) != (self.rank < len(self.weights)) or (self.group and not all(self.weights)):
+            return "has a rank that does not fit its group"
+        if self.head and not self.group:
+            return "shares the output head, and has no group"
+        if self.drafts:
+            return "drafts, and has a layer range" if self.start or self.stop else ""
         return "" if self.start < self.stop else "has an empty layer range"
 
 
@@ -125,7 +158,10 @@ class Loading(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Node to coordinator: the stage process ``pid`` in ``slot`` runs its range; its control socket is on ``port``."""
+    """Node to coordinator: the process ``pid`` in ``slot`` does what ``Load`` ordered.
+
+    Its control socket, or draft socket, is on ``port``.
+    """
 
     plan_id: Id
     slot: Slot
@@ -139,6 +175,13 @@ class Loaded(NamedTuple):
     """Measured microseconds per token of a prefill chunk."""
     decode_us: Count
     """Measured microseconds of a decode step."""
+    rank_pids: RankPids = ()
+    """The ranks of the stage, where several processes of the node share its layers; ``pid`` is rank 0."""
+    rank_weights: RankWeights = ()
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if len(self.rank_pids) == len(self.rank_weights) else "has another number of ranks than of weights"
 
 
 class NotLoaded(NamedTuple):
@@ -235,6 +278,7 @@ NodeMessage: TypeAlias = (
     | Unload
     | Loading
     | Loaded
+    | RankMeetingMessage
     | NotLoaded
     | Restart
     | Retire

@@ -64,9 +64,13 @@ class Replay(NamedTuple):
     start: Count
     stop: Count
     until: Stage
+    source: Id = 0
+    """``Forward.source`` of the first frame: the sequence whose first ``start`` positions are copied; 0 for none."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        if self.source and not self.start:
+            return "copies nothing of another sequence"
         return "" if self.start < self.stop <= self.capacity else "has an impossible range of positions"
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from edgepp.http_api.connection import Connection
+from edgepp.http_api.connection import HttpConnection
 from edgepp.http_api.generation import Started, TextDelta
 from edgepp.http_api.http_options import Limits
 from edgepp.http_api.server import HttpServer
@@ -125,7 +125,7 @@ def test_slow_readers_and_aborted_streams_cost_little_and_disturb_nobody() -> No
             await client.send(request("POST", CHAT, question(stream=True)))
 
     async def nothing_is_left(server: HttpServer) -> None:
-        await eventually("no connection is left", lambda: not any(isinstance(one, Connection) for one in alive()))
+        await eventually("no connection is left", lambda: not any(isinstance(one, HttpConnection) for one in alive()))
         async with connected(server) as client:
             assert (await client.ask("GET", "/v1/models")).status == 200
 
@@ -134,4 +134,4 @@ def test_slow_readers_and_aborted_streams_cost_little_and_disturb_nobody() -> No
 
 def alive() -> list[object]:
     gc.collect()
-    return [one for one in gc.get_objects() if type(one) is Connection]
+    return [one for one in gc.get_objects() if type(one) is HttpConnection]

@@ -6,9 +6,11 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgepp.errors import EdgeppError, UsageError
@@ -18,7 +20,7 @@ from edgepp.http_api.server import HttpServer
 from tests.builders.raw_http import CHAT, RawClient, connected, question, request, served
 from tests.builders.scripted_service import ScriptedService, answer
 
-SHORT = replace(Limits(), head_s=0.2, idle_s=1, body_gap_s=0.2, unread_s=0.2)
+SHORT = replace(Limits(), head_s=0.2)
 Act = Callable[[HttpServer, RawClient], Awaitable[None]]
 
 
@@ -34,8 +36,13 @@ def run(act: Act, limits: Limits | None = None) -> None:
 
 
 async def still_serves(server: HttpServer) -> None:
-    async with connected(server) as another:
-        assert (await another.ask("GET", "/v1/models")).status == 200
+    """Short limits may end a connection of a busy machine before its request has come; not every one."""
+    for _ in range(50):
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            async with connected(server) as another:
+                assert (await another.ask("GET", "/v1/models")).status == 200
+                return
+    pytest.fail("the server answers no more")
 
 
 def test_a_connection_goes_on_after_errors() -> None:
@@ -176,7 +183,7 @@ def test_a_head_that_drips_is_given_up_also_as_the_second_of_a_connection() -> N
             await client.send("x")
             await asyncio.sleep(0.02)
 
-    run(act, SHORT)
+    run(act, replace(Limits(), head_s=1.0))
 
 
 def test_a_connection_without_requests_is_closed() -> None:
@@ -184,7 +191,7 @@ def test_a_connection_without_requests_is_closed() -> None:
         assert (await client.ask("GET", "/v1/models")).status == 200
         assert await client.rest() == b""
 
-    run(act, SHORT)
+    run(act, replace(Limits(), idle_s=1))
 
 
 def test_a_body_that_stops_coming_is_refused() -> None:
@@ -193,7 +200,7 @@ def test_a_body_that_stops_coming_is_refused() -> None:
         assert b"the body came too slowly" in await client.rest()
         await still_serves(server)
 
-    run(act, SHORT)
+    run(act, replace(Limits(), body_gap_s=0.2))
 
 
 def test_a_body_that_is_too_large_is_refused_in_a_response_that_arrives() -> None:
@@ -270,18 +277,22 @@ def test_the_first_free_port_is_taken_and_a_given_one_must_be_free(monkeypatch: 
 def test_a_start_that_fails_leaves_no_port_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path / "file"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+
+    def listening() -> list[int]:
+        connections = psutil.Process().net_connections("tcp")
+        return [one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN]
+
+    before = listening()
 
     async def act() -> None:
-        server = HttpServer(ScriptedService([]), HttpOptions(f"127.0.0.1:{port}"))
+        server = HttpServer(ScriptedService([]), HttpOptions("127.0.0.1:0"))
         with pytest.raises(UsageError, match="cannot make"):
             await server.open()
         with pytest.raises(EdgeppError, match="not open"):
             _ = server.url
 
     asyncio.run(act())
-    socket.create_server(("127.0.0.1", port)).close()
+    assert listening() == before
 
 
 def test_localhost_is_both_versions_of_ip() -> None:

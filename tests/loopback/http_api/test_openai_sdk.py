@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types import Completion, Model
@@ -33,7 +34,7 @@ from edgepp.http_api.routing import Routing
 from tests.builders.loopback_server import serving_app
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
 from tests.builders.sdk_types import strictly
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 USAGE = Usage(prompt_tokens=7, cached_tokens=4, completion_tokens=9, prompt_s=0.5, decode_s=0.25)
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -224,10 +225,12 @@ def test_a_reader_that_goes_away_cancels_the_answer() -> None:
 
 def test_a_client_that_gives_up_waiting_cancels_the_answer() -> None:
     for stream in (False, True):
-        with client(asyncio.Event(), timeout=0.5) as (sdk, service):
+        with client(asyncio.Event(), timeout=httpx.Timeout(PATIENCE_S, read=1.0)) as (sdk, service):
             with pytest.raises(openai.APITimeoutError):
                 sdk.chat.completions.create(model="smollm2-135m", messages=USER, stream=stream)
-            eventually("the answer is cancelled", lambda service=service: service.played[0].cancelled)
+            eventually(
+                "the answer is cancelled", lambda service=service: service.played and service.played[0].cancelled
+            )
 
 
 def test_streams_are_not_cached_or_buffered_on_their_way() -> None:

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepp.backend.base import Backend, BackendOptions, SequenceFault, StageModel
+from edgepp.backend.base import BackendOptions, SequenceFault, StageModel
+from edgepp.backend.loader import Backend
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from tests.builders.properties import examples
 
 pytestmark = pytest.mark.usefixtures("small_lanes")
 
@@ -146,7 +148,7 @@ def test_so_does_any_walk_with_keys_and_values_in_few_bits(
 def walk_about(stage: StageModel, tolerance: float) -> None:
     """Run arbitrary steps in order."""
 
-    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(12), suppress_health_check=list(HealthCheck))
     @given(st.lists(STEP, min_size=8, max_size=30))
     def walk(steps: list[tuple[str, Any, int]]) -> None:
         walk = Walk(stage, tolerance)

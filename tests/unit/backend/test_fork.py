@@ -12,7 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
-from edgepp.backend.base import Backend, BackendOptions, SequenceFault, StageModel
+from edgepp.backend.base import BackendOptions, SequenceFault, StageModel
+from edgepp.backend.loader import Backend
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.backend.onnx import kv_arena as onnx_arena

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepp.backend.base import Backend, BackendOptions, StageModel
+from edgepp.backend.base import BackendOptions, StageModel
+from edgepp.backend.loader import Backend
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.mlx.kv_cache import QuantisedKV
 from edgepp.backend.onnx.architecture import read_architecture
@@ -21,7 +22,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
-from tests.unit.backend.test_mlx_families import FITTING, make_family
+from tests.unit.backend.families import FITTING, make_family
 
 BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
 WIDE = replace(TINY, hidden=128, head_size=32)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.device import has_metal
+from edgepp.backend.device import device
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
 from edgepp.backend.mlx.stage import MlxStage
@@ -22,6 +22,7 @@ from edgepp.errors import StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.stage_process.speed_probe import measure_speed
 
 EXACT = BackendOptions(exact=True)
 
@@ -56,8 +57,17 @@ def with_windows(path: Path) -> Checkpoint:
 
 def test_the_attributes_of_a_stage(stage: MlxStage) -> None:
     assert (stage.layers, stage.dtype, stage.hidden_size) == (LayerRange(1, 3), "float32", TINY.hidden)
-    assert (stage.device, stage.chunk) == (("metal", 512) if has_metal() else ("cpu", 64))
+    assert (stage.device, stage.chunk) == (device(), {"cpu": 64, "metal": 512, "cuda": 1024}[device()])
     assert stage.kv_bytes == 0
+
+
+def test_a_chunk_is_no_longer_than_the_context(tmp_path: Path) -> None:
+    short = Checkpoint.open(make_checkpoint(tmp_path / "short", replace(TINY, context=48)))
+    stage = MlxBackend().load_stage(short, LayerRange(0, 4), EXACT)
+    assert stage.chunk == 48
+    prefill_us, decode_us = measure_speed(stage)
+    assert prefill_us >= 1
+    assert decode_us >= 1
 
 
 def test_results_are_contiguous_float32_and_do_not_change_later(stage: MlxStage) -> None:

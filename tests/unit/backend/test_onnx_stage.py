@@ -15,6 +15,7 @@ import pytest
 
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx import kv_cache as onnx_cache
+from edgepp.backend.onnx import stage as onnx_stage
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.backend.onnx.embedding_and_head import OnnxEmbeddingAndHead
 from edgepp.backend.onnx.stage import OnnxStage
@@ -152,6 +153,20 @@ def test_chunks_and_growth_change_no_number(
     monkeypatch.setattr(onnx_cache, "FIRST_POSITIONS", 64)  # it outgrows two lanes
     for chunks in ([n], [64] * 5 + [n - 320], [2] * (n // 2)):
         np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
+
+
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_rows_that_only_fill_up_positions_change_no_number(
+    kv_bits: int | None, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make()
+    stages = load(checkpoint, [0, 4], BackendOptions(kv_bits=kv_bits))
+    hidden = OnnxBackend().load_embedding_and_head(checkpoint, DEFAULT).embed(ids_of(checkpoint, 130))
+    chunks = [17, 2, 45, 1, 1, 64]
+    expected = run(stages, hidden, chunks, capacity=130)
+    monkeypatch.setattr(onnx_stage, "_POSITIONS", 4)  # as on ARM
+    monkeypatch.setattr(onnx_cache, "FIRST_POSITIONS", 64)  # it outgrows a lane
+    np.testing.assert_array_equal(run(stages, hidden, chunks, capacity=130), expected)
 
 
 def test_threads_change_no_number(make: Make) -> None:

@@ -132,7 +132,7 @@ def test_a_namespace_goes_whatever_happens_and_only_where_it_came(
             assert len(list(tmp_path.iterdir())) == 2
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cable, "_call", call)
+    monkeypatch.setattr(cable, "run_command", call)
     monkeypatch.setattr(cable, "_end", lambda _: None)
     monkeypatch.setattr(cable, "_NAMED", tmp_path)
     with pytest.raises(KeyboardInterrupt):

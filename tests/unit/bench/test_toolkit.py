@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.toolkit.figures import cell, interleave, medians, ratio_text, ratios, table
-from bench.toolkit.script import Arguments, counts, settings
+from bench.toolkit.script import ScriptArguments, counts, settings
 from bench.toolkit.slow_link import SlowLink
 
 
@@ -50,7 +50,7 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
 def test_options_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(json=True, out=Path("x"), links=[SlowLink(), SlowLink("slow", 5.0)], rate=None, gen=4)
     assert settings(options) == {"out": "x", "links": ["loopback", "slow"], "rate": None, "gen": 4}
-    parser = Arguments("A script.")
+    parser = ScriptArguments("A script.")
     parser.shared("model", rounds=3, prompt_tokens=64)
     monkeypatch.setattr("sys.argv", ["x", "--rounds", "7"])
     chosen = parser.parse_args()

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from edgepp.coordinator import answers, live_answer
+from edgepp.coordinator import answers, live_answers
 from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
-from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.text_stream import TextPiece
 from edgepp.engine.timing import Timing
@@ -189,7 +189,7 @@ def test_a_cancelled_answer_ends_with_the_tokens_so_far() -> None:
 
 
 def test_a_greedy_member_takes_no_slot_of_another_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_answer, "MAX_ANSWERS", 8)
+    monkeypatch.setattr(live_answers, "MAX_ANSWERS", 8)
     release = threading.Event()
     asked = Asked(FakePipeline("a", release=release))
     for number in range(5):

@@ -10,7 +10,7 @@ from edgepp.errors import UsageError
 from edgepp.wire.message_codec import decode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.nodes import Drained, Leaving
-from tests.unit.coordinator.test_planner import AIR, HERE, MINI, Cluster
+from tests.unit.coordinator.planned_cluster import AIR, HERE, MINI, Cluster
 
 
 class Harness:

@@ -13,7 +13,7 @@ from edgepp.wire.messages.nodes import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
 from tests.builders.members import facts
-from tests.unit.coordinator.test_planner import MINI, Cluster
+from tests.unit.coordinator.planned_cluster import MINI, Cluster
 
 KEYS = KeyPair.generate()
 

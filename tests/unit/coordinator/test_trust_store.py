@@ -29,6 +29,7 @@ from edgepp.coordinator.trust_store import MAX_NODES_PER_TOKEN, TrustStore
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Adopt
+from tests.builders.properties import examples
 
 
 class Gate:
@@ -218,7 +219,7 @@ _FIELDS = ("id", "coordinator", "members", "tokens", "addresses", "revoked", "wi
 
 
 @given(changes=st.dictionaries(st.sampled_from(_FIELDS), _VALUES, min_size=1, max_size=3))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_content_is_read_or_refused_and_what_is_read_can_be_written(home: Path, changes: dict[str, object]) -> None:
     save_cluster(new_cluster(load_identity()))
     path = home / "cluster.json"

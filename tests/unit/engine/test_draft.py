@@ -1,103 +1,59 @@
-"""Guesses by prompt lookup and by a small model, and when guesses pay."""
+"""When guesses pay."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from edgepp import backend
-from edgepp.backend.base import BackendOptions
-from edgepp.engine.draft_model import DraftModel
-from edgepp.engine.speculation import MAX_GUESSES, PromptLookup, SpeculationControl, SpeculationCosts
-from edgepp.layers import LayerRange
-from edgepp.model.weights.checkpoint import Checkpoint
-from tests.engines import greedy_tokens, local_engine
+from edgepp.engine.speculation import MAX_GUESSES, GuessPlan, SpeculationControl, SpeculationCosts
 
-CHEAP = SpeculationCosts(plain_s=0.05, guess_s=0.001)
-DEAR = SpeculationCosts(plain_s=0.05, guess_s=0.05)
-
-
-def test_lookup_continues_as_the_text_did_before() -> None:
-    assert PromptLookup().propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 3) == [4, 5, 6]
-
-
-def test_lookup_prefers_the_longer_and_the_later_context() -> None:
-    assert PromptLookup().propose([1, 2, 3, 7, 2, 3, 8, 1, 2, 3], 1) == [7]
-    assert PromptLookup().propose([2, 3, 7, 5, 2, 3, 8, 5, 2, 3], 1) == [8]
-
-
-def test_lookup_continues_a_repetition() -> None:
-    assert PromptLookup().propose([1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
-
-
-def test_lookup_guesses_nothing_without_repetition() -> None:
-    assert not PromptLookup().propose(list(range(50)), 8)
-    assert not PromptLookup().propose([1], 8)
-
-
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, MAX_GUESSES))
-def test_lookup_is_the_same_read_at_once_or_token_by_token(ids: list[int], most: int) -> None:
-    steady = PromptLookup()
-    for end in range(1, len(ids) + 1):
-        guesses = steady.propose(ids[:end], most)
-        assert list(guesses) == list(PromptLookup().propose(ids[:end], most))
-        assert len(guesses) in (0, most)
+CHEAP = SpeculationCosts(plain_s=0.05, guess_s=0.001, busiest_s=0.05)
+DEAR = SpeculationCosts(plain_s=0.05, guess_s=0.05, busiest_s=0.05)
 
 
 def test_guesses_that_are_right_grow_in_number() -> None:
     control = SpeculationControl()
     for _ in range(5):
-        guesses = control.num_guesses(CHEAP)
-        control.observe(guesses, guesses + 1)
-    assert control.num_guesses(CHEAP) == MAX_GUESSES
+        guesses = control.plan(CHEAP, behind=False, together=True).together
+        control.observe(guesses, guesses, guesses + 1)
+    assert control.plan(CHEAP, behind=False, together=True) == GuessPlan(together=MAX_GUESSES)
 
 
 def test_guesses_that_do_not_pay_become_rarer() -> None:
     control, guessed = SpeculationControl(), []
     for step in range(2000):
-        guesses = control.num_guesses(DEAR)
-        control.observe(guesses, 1)
+        guesses = control.plan(DEAR, behind=False, together=True).together
+        control.observe(min(guesses, 1), 0, 1)
         if guesses:
             guessed.append(step)
     assert len([step for step in guessed if step < 100]) <= 15
     assert len([step for step in guessed if step >= 1000]) <= 6
 
 
+def test_guesses_travel_behind_where_stages_would_stand_idle() -> None:
+    """Two equal stages of 0.05 s: a lone token takes a trip of 0.1 s, a right guess behind it half of that."""
+    costs = SpeculationCosts(plain_s=0.1, guess_s=0.04, busiest_s=0.05)
+    assert SpeculationControl().plan(costs, behind=True, together=False) == GuessPlan(behind=1)
+    assert SpeculationControl().plan(costs, behind=False, together=False) == GuessPlan()
+    far = SpeculationCosts(plain_s=0.2, guess_s=0.04, busiest_s=0.05)
+    assert SpeculationControl().plan(far, behind=True, together=False) == GuessPlan(behind=3)
+    assert costs.followed_tokens_per_s(1, 0.7) == pytest.approx(10 / (1 - 0.7 / 2))
+    assert costs.followed_tokens_per_s(1, 1.0) == pytest.approx(20)
+    assert costs.followed_tokens_per_s(2, 1.0) == pytest.approx(20), "a third step cannot help two stages"
+
+
+def test_guesses_that_take_processors_from_the_step_before_them_are_given_up() -> None:
+    costs, control = SpeculationCosts(plain_s=0.1, guess_s=0.04, busiest_s=0.05), SpeculationControl()
+    for _ in range(60):
+        if control.plan(costs, behind=True, together=False).behind:
+            costs.observe_followed(1, 0.15)
+        control.observe(1, 0, 1)
+    assert control.plan(costs, behind=True, together=False) == GuessPlan()
+
+
 def test_costs_follow_what_is_measured() -> None:
-    costs = SpeculationCosts(1.0, 1.0)
+    costs = SpeculationCosts(1.0, 1.0, 1.0)
     for _ in range(40):
         costs.observe(0, 0.05)
         costs.observe(4, 0.07)
     assert costs.plain_s == pytest.approx(0.05, rel=0.1)
     assert costs.guess_s == pytest.approx(0.005, rel=0.1)
-
-
-def test_a_draft_model_that_is_the_model_itself_is_always_right(tiny: Path) -> None:
-    """After a prompt of several chunks and after wrong guesses too; the answer is the one without guesses."""
-    prompt = [3 + n * 7 % 200 for n in range(150)]
-    split = [LayerRange(0, 2), LayerRange(2, 4)]
-    with local_engine(tiny, split, ["onnx"]) as engine:
-        expected = greedy_tokens(engine, prompt, 40)
-    checkpoint = Checkpoint.open(tiny)
-    chosen = backend.choose("onnx", checkpoint)
-    options = BackendOptions(exact=True)
-    stage = chosen.load_stage(checkpoint, LayerRange(0, 4), options)
-    model = DraftModel(
-        stage, chosen.load_embedding_and_head(checkpoint, options), checkpoint.context, checkpoint.vocab_size
-    )
-    guesser = model.begin()
-    ids = [*prompt, *expected[:10]]
-    for _ in range(8):
-        guesses = guesser.propose(ids, 5)
-        if guesses:
-            break
-    assert list(guesses) == expected[10:15]
-    assert list(guesser.propose([*ids, 1, 2], 3)) != expected[12:15]
-    assert list(guesser.propose([*ids, *expected[10:14]], 6)) == expected[14:20]
-    guesser.close()
-    assert stage.kv_bytes == 0
-    with local_engine(tiny, split, ["onnx"], draft=model.begin) as engine:
-        assert greedy_tokens(engine, prompt, 40) == expected

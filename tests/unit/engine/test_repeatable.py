@@ -20,6 +20,7 @@ from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
+from tests.builders.properties import examples
 from tests.engines import collect, local_engine
 
 SPLIT = [LayerRange(0, 3), LayerRange(3, 4)]
@@ -82,7 +83,7 @@ def loaded(tiny: Path) -> tuple[StageModel, EmbeddingAndHead]:
     return chosen.load_stage(checkpoint, LayerRange(0, 4), options), chosen.load_embedding_and_head(checkpoint, options)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_row_does_not_depend_on_how_many_are_computed_with_it(
     loaded: tuple[StageModel, EmbeddingAndHead], data: st.DataObject

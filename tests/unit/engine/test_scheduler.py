@@ -54,7 +54,8 @@ class Ring:
         step = self.steps.popleft()
         for sequence, _, stop, _ in _parts(step):
             request = self.requests[sequence]
-            if self.scheduler.returned(request):
+            self.scheduler.returned(request)
+            if not request.steps_in_ring and request.sent == len(request.ids):
                 guessed = self.right if isinstance(step, MicroBatch) and step.guesses else 0
                 tokens = min(1 + guessed, self.wanted - self.tokens[sequence])
                 self.tokens[sequence] += tokens
@@ -137,7 +138,10 @@ class Driven:
         self.scheduler.add(holding(self.requests, sequence, prompt))
 
     def returned(self, sequence: int) -> bool:
-        return self.scheduler.returned(self.requests[sequence])
+        """A step of a request comes back; whether its next token can be sampled."""
+        request = self.requests[sequence]
+        self.scheduler.returned(request)
+        return not request.steps_in_ring and request.sent == len(request.ids)
 
     def sampled(self, sequence: int, tokens: int = 1) -> None:
         sample(self.scheduler, self.requests[sequence], tokens)

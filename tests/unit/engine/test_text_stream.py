@@ -14,6 +14,7 @@ from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS, GenerateOption
 from edgepp.engine.sampling import Sampled, Sampler
 from edgepp.engine.text_stream import StopFilter, TextPiece, TextStream
 from edgepp.engine.timing import Timing
+from tests.builders.properties import examples
 
 
 def _through(pieces: list[str], stop: list[str]) -> tuple[str, bool]:
@@ -137,7 +138,7 @@ def answered(raw: bytes, stop: tuple[str, ...] = (), logprobs: int | None = 2) -
     return stream, list(stream.pieces())
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.text("aé日<", max_size=12), st.lists(st.text("aé日<", min_size=1, max_size=3), max_size=2))
 def test_the_tokens_of_the_pieces_are_those_of_the_text(text: str, stop: list[str]) -> None:
     """Also where text is held back, a character has several tokens, or a stop string ends in the middle of a token."""

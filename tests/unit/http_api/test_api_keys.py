@@ -18,6 +18,33 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def owner(ring: KeyRing, secret: str) -> str | None:
+    key = ring.find(secret)
+    return key.name if key is not None else None
+
+
+def test_a_key_administers_only_if_it_was_made_so(home: Path) -> None:
+    add_key("guest")
+    secret = add_key("owner", administers=True)
+    assert [(key.name, key.administers) for key in load_keys()] == [("guest", False), ("owner", True)]
+    found = KeyRing().find(secret)
+    assert found is not None
+    assert found.administers
+    file = home / "api_keys.json"
+    file.write_text(file.read_text().replace("true", "1"))
+    with pytest.raises(EdgeppError, match="api_keys"):
+        load_keys()
+
+
+def test_a_key_of_an_earlier_version_administers_nothing(home: Path) -> None:
+    secret = add_key("old")
+    file = home / "api_keys.json"
+    file.write_text(file.read_text().replace(', "administers": false', "").replace('"administers": false,', ""))
+    found = KeyRing().find(secret)
+    assert found is not None
+    assert not found.administers
+
+
 def test_a_key_is_random_and_stored_as_a_digest_that_only_its_owner_may_read(home: Path) -> None:
     first, second = add_key("one"), add_key("two")
     assert first != second
@@ -28,19 +55,19 @@ def test_a_key_is_random_and_stored_as_a_digest_that_only_its_owner_may_read(hom
     assert first not in file.read_text()
     assert first.removeprefix("edgepp-") not in file.read_text()
     assert [key.name for key in load_keys()] == ["one", "two"]
-    assert KeyRing().owner(first) == "one"
-    assert KeyRing().owner(second) == "two"
-    assert KeyRing().owner("edgepp-") is None
+    assert owner(KeyRing(), first) == "one"
+    assert owner(KeyRing(), second) == "two"
+    assert owner(KeyRing(), "edgepp-") is None
 
 
 def test_a_revoked_key_is_unknown_and_its_name_is_free_again() -> None:
     old = add_key("one")
     ring = KeyRing()
-    assert ring.owner(old) == "one"
+    assert owner(ring, old) == "one"
     revoke_key("one")
-    assert ring.owner(old) is None
+    assert owner(ring, old) is None
     new = add_key("one")
-    assert (ring.owner(old), ring.owner(new)) == (None, "one")
+    assert (owner(ring, old), owner(ring, new)) == (None, "one")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "-x", "a/b", "a\n", "ü"])
@@ -76,4 +103,4 @@ def test_a_damaged_file_is_named(home: Path, text: str) -> None:
     with pytest.raises(EdgeppError, match="api_keys"):
         load_keys()
     with pytest.raises(EdgeppError, match="api_keys"):
-        KeyRing().owner("x")
+        KeyRing().find("x")

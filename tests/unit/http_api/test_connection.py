@@ -10,7 +10,7 @@ from typing import Any, cast
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from edgepp.http_api.connection import Connection
+from edgepp.http_api.connection import HttpConnection
 from edgepp.http_api.http_options import Limits
 from tests.builders.asgi import Echo
 from tests.builders.raw_http import request
@@ -69,8 +69,8 @@ class _Server:
         for connection in list(self._state.connections):
             connection.connection_lost(None)
 
-    def connect(self, host: str = "127.0.0.1") -> tuple[Connection, _Transport]:
-        connection = Connection(self._limits, self._config, self._state, {})
+    def connect(self, host: str = "127.0.0.1") -> tuple[HttpConnection, _Transport]:
+        connection = HttpConnection(self._limits, self._config, self._state, {})
         transport = _Transport(host)
         connection.connection_made(cast(asyncio.Transport, transport))
         return connection, transport
@@ -127,6 +127,7 @@ def test_a_connection_that_is_refused_is_closed_in_the_end() -> None:
         connection.data_received(b"nonsense\r\n\r\n")
         assert transport.ended
         assert b"400 Bad Request" in transport.written
+        assert b"\r\nConnection: close\r\n" in transport.written
         assert b"x-request-id: req_" in transport.written
         assert b"Retry-After" not in transport.written
         connection.look(time.monotonic())

@@ -177,11 +177,16 @@ class Cluster:
     def spell(self, token: int) -> bytes:
         return b"<%d>" % token
 
-    def ask(self, _text: Any, prompt: Any, options: GenerateOptions, owner: str, _wait_s: float) -> Answer:
+    def begin_trace(self, *_: Any) -> None:
+        pass
+
+    def ask(
+        self, _text: Any, prompt: Any, options: GenerateOptions, request: GenerationRequest, _wait_s: float, _: Any
+    ) -> Answer:
         assert prompt == (1, 2, 3)
         stream = self.streams[len(self.asked)]
         self.asked.append(options)
-        self.owners.append(owner)
+        self.owners.append(request.owner)
         return Answer(lambda: nullcontext(Begun(cast("Any", stream), stream.cancel)))
 
 

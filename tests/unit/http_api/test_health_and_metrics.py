@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from edgepp.coordinator.live_answer import EndedAnswer
+from edgepp.coordinator.ended_answer import EndedAnswer
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.timing import Recovery, StageTimes, Timing
 from edgepp.http_api import health, metrics

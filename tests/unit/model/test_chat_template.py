@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from edgepp.model.text import chat_template
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.encoder import Encoder
+from tests.builders.properties import examples
 
 MARKS = ("<s>", "<|im_start|>", "<|im_end|>", "[/INST]", "<think>", "</think>", "<|user|>", "<|assistant|>", "\n\n")
 SPECIAL = MARKS[:3]
@@ -149,7 +150,7 @@ EVIL = st.lists(
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ordinary_messages_have_the_ids_of_transformers(encoder: Encoder, name: str) -> None:
     @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), PLAIN), min_size=1, max_size=3))
-    @settings(deadline=None, max_examples=12)
+    @settings(max_examples=examples(12))
     def check(turns: list[tuple[str, str]]) -> None:
         messages = [{"role": role, "content": content} for role, content in turns]
         text, content = render(TEMPLATES[name], messages, VARIABLES)
@@ -163,7 +164,7 @@ def test_a_message_makes_no_control_token(encoder: Encoder, name: str) -> None:
     honest = encoder.encode_chat(*render(TEMPLATES[name], said("hi"), VARIABLES))
 
     @given(EVIL)
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=examples(40))
     def check(parts: list[str]) -> None:
         ids = encoder.encode_chat(*render(TEMPLATES[name], said("".join(parts)), VARIABLES))
         assert controls(encoder, ids) == controls(encoder, honest)

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
 
 from edgepp.errors import ModelError
 from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
+from tests.builders.properties import examples
 
 WORDS = [
     *(
@@ -91,7 +92,7 @@ def test_streamed_text_is_the_decoded_text(kind: str) -> None:
     before = tokenizer.decode([START], skip_special_tokens=False)
 
     @given(IDS)
-    @settings(deadline=None, max_examples=150)
+    @settings(max_examples=examples(150))
     def check(ids: list[int]) -> None:
         """Decode after a word, since an answer continues a text."""
         assert before + "".join(stream(tokenizer, ids)) == tokenizer.decode([START, *ids], skip_special_tokens=False)
@@ -100,7 +101,7 @@ def test_streamed_text_is_the_decoded_text(kind: str) -> None:
 
 
 @given(IDS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 def test_a_suffix_is_a_space_unless_it_is_the_last(ids: list[int]) -> None:
     tokenizer = build(decoders.BPEDecoder())
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=False)

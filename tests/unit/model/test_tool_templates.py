@@ -14,6 +14,7 @@ from edgepp.model.text.chat_template import TemplateRefusal, render
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.encoder import Encoder
 from tests.builders.chat_templates import CONTROL_TOKENS, TEMPLATES, VARIABLES, agent_messages, call, tool
+from tests.builders.properties import examples
 
 INTEGER = {"type": "integer", "description": "a number"}
 
@@ -70,7 +71,7 @@ TOOLS = st.lists(
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_text_is_that_of_transformers(name: str) -> None:
     @given(PLAIN, TOOLS, st.dictionaries(PLAIN, VALUE, max_size=3))
-    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
     def check(text: str, tools: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
         made = {"id": "call00001", "type": "function", "function": {"name": text, "arguments": arguments}}
         for given_tools in (tools, []):
@@ -131,7 +132,7 @@ def test_no_text_of_tools_calls_or_results_makes_a_control_token(name: str) -> N
     assert len(honest) > 5
 
     @given(st.lists(st.sampled_from(CONTROL_TOKENS) | PLAIN, min_size=1, max_size=3).map("".join))
-    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow])
     def check(text: str) -> None:
         assert controls(TEMPLATES[name] + mood, evil(text)) == honest
 

@@ -93,7 +93,7 @@ def test_a_machine_without_control_groups(tmp_path: Path) -> None:
 
 
 def test_a_reserve_stays_free_and_a_cap_only_lowers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_metal_memory", lambda: None)
+    monkeypatch.setattr(resources, "_gpu_memory", lambda: None)
     monkeypatch.setattr(resources, "linux_memory", lambda: 4 * GB)
     monkeypatch.setattr(resources, "_LINUX", True)
     assert usable_memory() == 4 * GB - 512_000_000
@@ -103,6 +103,24 @@ def test_a_reserve_stays_free_and_a_cap_only_lowers(monkeypatch: pytest.MonkeyPa
     assert usable_memory() == 95 * GB
     monkeypatch.setattr(resources, "linux_memory", lambda: 100)
     assert usable_memory() == 0
+
+
+def _card(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    """Let this machine have an NVIDIA card that MLX computes on, as far as its memory is asked for."""
+    import mlx.core as mx
+
+    monkeypatch.setattr(resources, "cuda_package", lambda: "mlx-cuda-13")
+    monkeypatch.setattr(resources, "device", lambda: "cuda")
+    monkeypatch.setattr(mx, "device_info", lambda _: {"free_memory": free_bytes})
+
+
+def test_with_a_card_a_model_has_what_the_card_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    _card(monkeypatch, 80 * GB)
+    assert usable_memory() == 76 * GB
+    assert usable_memory(10 * GB) == 10 * GB
+    assert resources.free_model_memory() == 76 * GB
+    monkeypatch.setattr(resources, "device", lambda: "cpu")
+    assert usable_memory() < 76 * GB
 
 
 def test_this_machine_has_memory() -> None:

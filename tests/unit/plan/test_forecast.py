@@ -15,7 +15,7 @@ from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.describe_cluster import cluster_of, parse_named_link, parse_node, read_nodes
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.json_report import forecast_dict, requests_fit, sequences_needed, unfit_dict
-from edgepp.plan.layout import Question, make_layout
+from edgepp.plan.layout import ClusterQuestion, make_layout
 from edgepp.plan.machines import MEASURED, Machine, Model, Workload
 
 near = pytest.approx
@@ -29,8 +29,8 @@ def cluster(*nodes: str, link: str = "1Gbit:0.3ms") -> ClusterSpec:
 STUDIO, MINI = "name=studio,hw=m2-max", "name=mini,mem=16GB,bw=100GB/s,flops=3.6T"
 
 
-def asked(**more: object) -> Question:
-    return Question(EIGHT, **more)  # type: ignore[arg-type]
+def asked(**more: object) -> ClusterQuestion:
+    return ClusterQuestion(EIGHT, **more)  # type: ignore[arg-type]
 
 
 def test_the_best_single_node_is_the_one_that_answers_soonest() -> None:
@@ -47,7 +47,7 @@ def test_the_best_single_node_is_the_one_that_answers_soonest() -> None:
 
 def test_a_node_too_small_is_no_best_single_node() -> None:
     seventy = Model.of("70b", find("llama-3.3-70b-4bit"))
-    found = forecast(Question(seventy), cluster("mem=64GB", "mem=16GB"))
+    found = forecast(ClusterQuestion(seventy), cluster("mem=64GB", "mem=16GB"))
     assert found.best_node is None
     assert [layers for _, layers in found.layout.plan.stages] == [LayerRange(0, 64), LayerRange(64, 80)]
 
@@ -106,7 +106,7 @@ def test_every_change_has_been_tried_and_the_best_stands_first() -> None:
 
 def test_a_node_that_is_needed_is_not_left_out() -> None:
     seventy = Model.of("70b", find("llama-3.3-70b-4bit"))
-    found = forecast(Question(seventy), cluster("name=a,mem=64GB,bw=400GB/s,flops=10T", "name=b,mem=16GB"))
+    found = forecast(ClusterQuestion(seventy), cluster("name=a,mem=64GB,bw=400GB/s,flops=10T", "name=b,mem=16GB"))
     assert not any("leaving" in change.what for change in found.changes)
     assert any(change.what == "one more node like a" for change in found.changes)
 
@@ -141,7 +141,7 @@ def test_room_for_kv_caches_is_what_placement_would_grant() -> None:
 
 
 def test_what_does_not_fit_is_said_with_what_would_help() -> None:
-    seventy = Question(Model.of("70b", find("llama-3.3-70b-4bit")))
+    seventy = ClusterQuestion(Model.of("70b", find("llama-3.3-70b-4bit")))
     with pytest.raises(PlanError, match="does not fit") as caught:
         forecast(seventy, cluster("mem=16GB", "mem=16GB"))
     assert "one more machine with" in caught.value.hint
@@ -189,5 +189,5 @@ def test_the_report_is_json_of_plain_numbers() -> None:
     assert form["fits"] is True
     assert [stage["layers"] for stage in form["stages"]] == [[0, 6], [6, 32]] or form["stages"]
     assert form["decode"][0]["tpot_s"] == found.layout.prediction.one.tpot_s
-    assert set(form["decode"][0]["parts_s"]) == {"weights", "KV", "FLOPs", "wire", "overhead", "ends"}
+    assert set(form["decode"][0]["parts_s"]) == {"weights", "KV", "FLOPs", "wire", "sums", "overhead", "ends"}
     assert {need["what"] for need in form["needs"]} == {"tpot", "ttft"}

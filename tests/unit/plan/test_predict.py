@@ -13,29 +13,16 @@ from hypothesis import strategies as st
 from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import find
-from edgepp.placement.types import LinkSpeed, ModelSize
+from edgepp.placement.types import LinkSpeed
 from edgepp.plan.costs import Costs
 from edgepp.plan.machines import MEASURED, Efficiency, Machine, Model, Stage, Workload
 from edgepp.plan.predict import Decode, predict
 from tests.builders.core_requests import make_request
+from tests.builders.properties import examples
 from tests.builders.stages import stage_info
-
-near = pytest.approx
-FREE = Efficiency(hop_s=0.0, sample_s=0.0)
-SIZE = ModelSize(layers=10, hidden=1000, layer_bytes=10**8, ends_bytes=10**8, kv_bytes=10**4, layer_flops=2 * 10**8)
-MODEL = Model("toy", SIZE, head_bytes=10**8, head_flops=2 * 10**8, attention_flops=0, context=4096)
-FAST = LinkSpeed(0.0, 1e15)
-SLOW = LinkSpeed(0.01, 1e6)
-
-
-def machine(name: str, stream: float = 1e10, flops: float = 1e12, efficiency: Efficiency = FREE) -> Machine:
-    return Machine(name, stream, flops, efficiency)
-
-
-def even(machines: Sequence[Machine]) -> list[Stage]:
-    return [Stage(one, layers) for one, layers in zip(machines, split_evenly(10, len(machines)), strict=True)]
+from tests.unit.plan.toy_cluster import FAST, FREE, MODEL, SLOW, even, machine, near
 
 
 def test_one_machine_streams_its_weights_its_cache_and_its_head() -> None:
@@ -111,7 +98,7 @@ def simulated_cycle(services: Sequence[Sequence[float]], delays: Sequence[float]
     return (max(ready) - began) / (laps - laps // 2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     rates=st.lists(st.floats(1e8, 1e11), min_size=1, max_size=5),
     requests=st.integers(1, 12),
@@ -230,60 +217,6 @@ def test_micro_batches_are_those_of_the_scheduler(stages: int, requests: int) ->
     found = predict(MODEL, even([machine(f"m{n}") for n in range(stages)]), {}, Workload(requests=(requests,))).one
     assert max(sizes) == -(-requests // found.micro_batches) or max(sizes) == 128
     assert len(sizes) == min(found.micro_batches, stages)
-
-
-@pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("flops", [1e9, 1e10, 1e12])
-def test_chunks_are_those_of_the_engine(stages: int, flops: float) -> None:
-    machines = [machine(f"m{n}", 1e12, flops) for n in range(stages)]
-    found = predict(MODEL, even(machines), {}, Workload(requests=(1,))).prefill
-    infos = [
-        stage_info(index=n, layers=layers, prefill_s=len(layers) * SIZE.layer_flops / flops)
-        for n, layers in enumerate(split_evenly(10, stages))
-    ]
-    assert found.chunk == near(ChunkSizer(infos).chunk, abs=1)
-
-
-# Prefill
-
-
-def test_chunks_overlap_across_stages() -> None:
-    """8 chunks over 2 stages of equal speed take as long as 9 chunks of one stage."""
-    work = Workload(prompt=512, answer=1, requests=(1,), chunk=64)
-    machines = [machine("a", 1e15), machine("b", 1e15)]
-    found = predict(MODEL, even(machines), {("a", "b"): FAST}, work).prefill
-    chunk_s = 64 * 5 * 2e8 / 1e12
-    assert found.ttft_s == near(9 * chunk_s, rel=0.01)
-    assert found.tokens_per_s == near(512 / found.ttft_s)
-    assert found.stages[0].arithmetic_s == near(8 * chunk_s)
-
-
-def test_a_long_way_round_starves_the_ring_of_chunks() -> None:
-    """Two stages hold 4 chunks at once; with 1 s each way, 8 of them take two rounds."""
-    work = Workload(prompt=8, answer=1, requests=(1,), chunk=1)
-    found = predict(MODEL, even([machine("a", 1e15), machine("b", 1e15)]), {("a", "b"): LinkSpeed(1.0, 1e15)}, work)
-    assert found.prefill.ttft_s == near(4.0, rel=0.01)
-
-
-def test_chunks_on_one_core_overlap_nothing_and_on_two_no_more_than_two() -> None:
-    """2 chunks through 4 stages: 8 turns on one core; on two the second chunk follows the first, one turn later."""
-    work = Workload(prompt=128, answer=1, requests=(1,), chunk=64)
-    turn_s = 64 * 2.5 * 2e8 / 1e12
-    for lanes, turns in ((1, 8), (2, 5), (4, 5)):
-        box = dataclasses.replace(machine("a", 1e15), lanes=lanes)
-        model = dataclasses.replace(MODEL, size=dataclasses.replace(SIZE, layers=12))
-        stages = [Stage(box, layers) for layers in split_evenly(12, 4)]
-        found = predict(model, stages, {}, work).prefill
-        assert found.ttft_s == near(turns * turn_s * 3 / 2.5, rel=0.01)
-
-
-def test_attention_grows_with_the_prompt() -> None:
-    model = dataclasses.replace(MODEL, attention_flops=10**6)
-    rates = [
-        predict(model, even([machine("a")]), {}, Workload(prompt=n, answer=1, requests=(1,))).prefill.tokens_per_s
-        for n in (512, 1024, 4096)
-    ]
-    assert rates == sorted(rates, reverse=True)
 
 
 @given(

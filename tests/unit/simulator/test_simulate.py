@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.toolkit.guess_model import RingCosts, tokens_per_s
 from edgepp.engine.ledger import MAX_WAITING
 from edgepp.errors import UsageError
 from edgepp.simulator.costs import HEADER_BYTES, CoordinatorCost, LinkCost, Replica, StageCost, seconds_at
 from edgepp.simulator.simulate import ROUTING_POLICIES, simulate
 from edgepp.simulator.workload import Arrival, Failure, RecoveryPolicy, at_once, failures, poisson, read_trace
+from tests.builders.properties import examples
 
 FREE = CoordinatorCost(head=((1, 0.0),))
 MODEL = StageCost(((1, 0.08), (8, 0.15)), token_s=0.004)
@@ -34,6 +36,29 @@ def test_a_lone_request_takes_what_its_parts_take() -> None:
     assert lone.first_s == pytest.approx(first_s)
     assert lone.last_s == pytest.approx(first_s + 2 * step_s)
     assert lone.decode_tokens_per_s == pytest.approx(1 / step_s)
+
+
+@pytest.mark.parametrize(("stages", "acceptance"), [(2, 0.5), (2, 0.7), (3, 0.6), (4, 0.5)])
+def test_guesses_keep_the_stages_of_a_lone_request_busy(stages: int, acceptance: float) -> None:
+    plain, guessing = (
+        simulate([even(stages)], [Arrival(0.0, "a", 8, 1500, acceptance=share)]) for share in (None, acceptance)
+    )
+    model = tokens_per_s(RingCosts((0.08 / stages,) * stages, 0.0, 0.0), acceptance)
+    assert plain.outcomes[0].decode_tokens_per_s == pytest.approx(1 / 0.08)
+    assert guessing.outcomes[0].decode_tokens_per_s == pytest.approx(model, rel=0.05)
+    assert guessing.bubbles < plain.bubbles
+    assert guessing.outcomes[0].right / guessing.tokens == pytest.approx(acceptance, abs=0.05)
+    assert not plain.outcomes[0].guessed
+
+
+def test_guesses_fade_out_as_requests_fill_the_stages() -> None:
+    shares = []
+    for requests in (1, 2, 4):
+        arrivals = [replace(one, acceptance=0.7) for one in at_once(requests, 4, 200)]
+        report = simulate([even(4)], arrivals)
+        shares.append(sum(one.guessed for one in report.outcomes) / report.tokens)
+    assert shares[0] > shares[1] > shares[2]
+    assert shares[2] < 0.1
 
 
 def test_positions_looked_back_on_cost_time() -> None:
@@ -127,64 +152,12 @@ def test_routing_by_owner_finds_the_kept_prefix() -> None:
     assert reused["by-owner"] > 1.1 * reused["round-robin"]
 
 
-def test_requests_end_in_an_error_when_a_stage_dies() -> None:
-    after = RecoveryPolicy(detect_s=2, reload_s=10)
-    arrivals = [Arrival(0.0, "a", 10, 1000), Arrival(11.0, "b", 10, 4), Arrival(15.0, "c", 10, 4)]
-    report = simulate([even()], arrivals, [Failure(10.0, 0, 1)], recovery=after)
-    assert [outcome.status for outcome in report.outcomes] == ["failed", "failed", "answered"]
-    assert report.outcomes[2].first_s == pytest.approx(22 - 15 + 0.04)
-    (recovery,) = report.recoveries
-    assert (recovery.down_s, recovery.failed, recovery.resumed) == (12, 2, 0)
-    assert 10 < report.outcomes[0].tokens < 1000
-
-
-def test_recovered_requests_go_on_where_they_were() -> None:
-    after = RecoveryPolicy(detect_s=2, reload_s=10, recover=True)
-    report = simulate([even()], at_once(2, 10, 300), [Failure(10.0, 0, 1)], recovery=after)
-    (recovery,) = report.recoveries
-    assert report.answered == 2
-    assert report.tokens == 600
-    assert recovery.resumed == recovery.stall_s.count == 2
-    assert recovery.lost_positions > 200
-    prefill_s = recovery.lost_positions * MODEL.token_s / 2
-    assert 12 < recovery.stall_s.p50 < 12 + 3 * prefill_s
-    assert report.itl_s.maximum == pytest.approx(recovery.stall_s.maximum, abs=0.2)
-
-
-def test_a_machine_that_comes_back_late_keeps_its_pipeline_down_and_others_take_over() -> None:
-    arrivals = poisson(200, 2.0, (4, 8), (4, 8), seed=1)
-    late, never = Failure(20.0, 0, 0, returns_s=60.0), Failure(20.0, 1, 1, returns_s=math.inf)
-    report = simulate(
-        [even()] * 3, arrivals, [late, never], recovery=RecoveryPolicy(detect_s=1, reload_s=5, recover=True)
-    )
-    assert [recovery.down_s for recovery in report.recoveries] == [45, math.inf]
-    took = [(arrival.at_s, outcome.replica) for arrival, outcome in zip(arrivals, report.outcomes, strict=True)]
-    assert not [at for at, replica in took if replica == 0 and 21 < at < 65]
-    assert not [at for at, replica in took if replica == 1 and at > 21]
-    assert [at for at, replica in took if replica == 0 and at > 65]
-
-
-def test_nobody_is_there_for_good() -> None:
-    report = simulate([even()], poisson(50, 5.0, (4, 8), (4, 8)), [Failure(1.0, 0, 0, math.inf)])
-    assert report.refused > 20
-    assert report.failed > 0
-    assert report.answered + report.failed + report.refused == 50
-
-
-def test_failures_in_a_row_prolong_what_they_meet() -> None:
-    losses = [Failure(5.0, 0, 0), Failure(6.0, 0, 1), Failure(10.0, 0, 0), Failure(40.0, 0, 0)]
-    after = RecoveryPolicy(detect_s=2, reload_s=10, recover=True)
-    report = simulate([even()], at_once(3, 10, 500), losses, recovery=after)
-    assert report.answered == 3
-    assert [recovery.resumed for recovery in report.recoveries] == [3, 3]
-
-
 cluster = st.tuples(
     st.integers(1, 3), st.integers(1, 5), st.sampled_from([None, 150, 400]), st.sampled_from(ROUTING_POLICIES)
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     cluster,
     st.lists(
@@ -273,6 +246,7 @@ def test_a_model_is_shared_out_evenly() -> None:
         lambda: Arrival(0.0, "a", 1, 1, shared=2),
         lambda: Arrival(math.inf, "a", 1, 1),
         lambda: Arrival(0.0, "a", 1, 1, conversation=-1),
+        lambda: Arrival(0.0, "a", 1, 1, acceptance=1.5),
         lambda: poisson(1, 0.0, (1, 1), (1, 1)),
         lambda: poisson(1, 1.0, (2, 1), (1, 1)),
         lambda: failures([1], 0.0, 1.0, 1.0),

@@ -60,6 +60,17 @@ def test_a_node_divides_its_threads(threads: int | None, stages: int, expected: 
     assert (policy.threads, policy.spin, policy.awake) == expected
 
 
+@pytest.mark.parametrize(
+    ("threads", "processes", "expected"),
+    [(2, 2, None), (4, 2, None), (3, 1, (1, False)), (1, 2, (2, True)), (2, 0, (2, True)), (8, 0, (8, True))],
+)
+def test_an_engine_waits_awake_where_two_cores_are_left(
+    threads: int, processes: int, expected: tuple[int, bool] | None
+) -> None:
+    policy = ComputePolicy.coordinator(threads, processes)
+    assert (policy and (policy.threads, policy.awake)) == expected
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_a_process_without_threads_is_refused(threads: int) -> None:
     with pytest.raises(UsageError, match="at least 1 thread"):

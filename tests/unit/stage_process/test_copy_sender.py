@@ -1,164 +1,142 @@
-"""A sender and a keeper of copies over a link that loses, delays and refuses: what is kept is always what was held."""
+"""A sender and a keeper of copies over a link that loses, delays and refuses: what is kept is always what was held.
+
+What the keeper has is not sent again: after another ring took over, and where a sequence begins as a copy.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import pytest
 
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
-from edgepp.errors import RemoteProtocolError
-from edgepp.layers import LayerRange
+from edgepp.stage_process import paced_link
 from edgepp.stage_process.copy_sender import CopySender
-from edgepp.stage_process.kv_copies import KvCopies
-from edgepp.stage_process.kv_pieces import Piece, data_of
-from edgepp.stage_process.paced_link import PacedLink
-from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages.data import Batch, Echo, KvPiece
-
-LAYERS = LayerRange(2, 4)
-KEY = (1, 5)
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages.data import REPLAYED, Batch, Forward, Kept
+from tests.unit.stage_process.kept_copies import KEY, LAYERS, Holder, KeeperLink, frame_at
 
 
-class Holder:
-    """Runner and model of one sequence: each position of each layer has one byte."""
-
-    def __init__(self) -> None:
-        self.layers, self.kv_layout, self.model = LAYERS, "form", self
-        self.written: list[int] = []
-
-    def length(self, key: Any) -> int:
-        return len(self.written)
-
-    def cache_id(self, key: Any) -> int:
-        return 0
-
-    def export_kv(self, _: int, layers: LayerRange, start: int, stop: int) -> list[bytes]:
-        return [bytes(self.written[start:stop]) for _ in range(len(layers))]
+def settle(sender: CopySender, link: KeeperLink) -> None:
+    """Let sender and keeper exchange what they have for each other."""
+    while sender or link.queue or link.echoes:
+        link.deliver()
+        sender.move()
+        if not sender and not link.queue:
+            break
 
 
-class KeeperLink:
-    """The link to a keeper, with the keeper at its end; also the ``BulkLink`` around it."""
-
-    def __init__(self) -> None:
-        self.copies = KvCopies(1 << 20)
-        self.pace: PacedLink | None = PacedLink(self, 30)  # type: ignore[arg-type]
-        self.queue: list[list[bytes]] = []
-        self.echoes: list[bytes] = []
-        self.takes, self.refused = True, 0
-
-    def open(self) -> PacedLink | None:
-        return self.pace
-
-    def send(self, parts: Any, _: float = 0.0) -> bool:
-        if self.takes:
-            self.queue.append([bytes(part) for part in parts])
-        return self.takes
-
-    def receive(self) -> list[memoryview] | None:
-        return [memoryview(self.echoes.pop(0))] if self.echoes else None
-
-    def deliver(self) -> None:
-        for header, *frames in self.queue:
-            message = decode(header)
-            if isinstance(message, Echo):
-                self.echoes.append(encode(message._replace(reply=True)))
-                continue
-            assert isinstance(message, KvPiece)
-            layers = LayerRange(message.start_layer, message.stop_layer)
-            piece = Piece(layers, message.start, message.stop, bytes(data_of(message, [memoryview(frames[0])])))
-            try:
-                self.copies.keep((message.epoch, message.sequence), piece, message.layout, message.step)
-            except RemoteProtocolError:
-                self.refused += 1
-        self.queue.clear()
-
-    def kept(self) -> bytes:
-        """The bytes of the first layer that are kept."""
-        length = self.copies.lengths(1).get(LAYERS, {}).get(KEY[1], 0)
-        pieces = self.copies.pieces(KEY, LAYERS, 0, length, "form") if length else []
-        return b"".join(piece.data[: piece.stop - piece.start] for piece in pieces or ())
+def decoded(holder: Holder, link: KeeperLink, positions: int) -> CopySender:
+    """A sender that has sent what it could of so many positions."""
+    sender = CopySender(holder, 1, link, 4 * CopySender.batch)  # type: ignore[arg-type]
+    for position in range(positions):
+        holder.written.append(position)
+        sender.computed(frame_at(position, position + 1))
+        link.deliver()
+    return sender
 
 
-class SenderMachine(RuleBasedStateMachine):
-    """Steps, background turns, and a network that loses whole connections.
-
-    The keeper computes each frame before the sender, or after it, as it is an earlier or a later stage of the ring.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.holder, self.link, self.written = Holder(), KeeperLink(), 0
-        self.sender = CopySender(self.holder, 1, self.link, 10)  # type: ignore[arg-type]
-        self.sender.batch = 1
-        self.is_earlier = False
-        self.frames: list[tuple[int, int]] = []
-        """Position and step of the frames that the keeper has not computed."""
-        self.returned: list[int] = []
-        """What all stages of the ring have computed."""
-
-    @initialize(is_earlier=st.booleans())
-    def place(self, is_earlier: bool) -> None:
-        self.is_earlier = is_earlier
-
-    @rule(back=st.integers(0, 3))
-    def step(self, back: int) -> None:
-        del self.holder.written[max(0, len(self.holder.written) - back) :]
-        position = len(self.holder.written)
-        self.written += 1
-        self.frames.append((position, self.written))
-        if self.is_earlier:
-            self.compute()
-        self.holder.written.append(self.written % 251)
-        self.sender.computed(Batch(1, self.written, (KEY[1],), (position,), 8, "float32", "none", ()))
-
-    @rule()
-    def compute(self) -> None:
-        """The keeper computes the next frame."""
-        if self.frames:
-            position, step = self.frames.pop(0)
-            self.link.copies.computed(KEY, position, step)
-            self.returned[position:] = [step % 251]
-
-    @rule()
-    def move(self) -> None:
-        self.sender.move()
-
-    @rule()
-    def deliver(self) -> None:
-        self.link.deliver()
-
-    @rule()
-    def lose_the_connection(self) -> None:
-        self.link.queue.clear()
-        self.link.echoes.clear()
-
-    @rule(takes=st.booleans())
-    def refuse(self, takes: bool) -> None:
-        self.link.takes = takes
-
-    @rule()
-    def settle(self) -> None:
-        """With a network that works, the keeper soon has everything."""
-        self.link.takes = True
-        for _ in range(3):
-            self.step(0)
-            for _ in range(9 + len(self.holder.written)):
-                self.compute()
-                self.link.deliver()
-                self.sender.move()
-            self.link.deliver()
-        assert self.link.kept() == bytes(self.holder.written)
-
-    @invariant()
-    def what_is_kept_is_what_the_ring_has_computed(self) -> None:
-        kept = self.link.kept()
-        common = min(len(kept), len(self.returned))
-        oldest = min((position for position, _ in self.frames), default=common)
-        assert kept[: min(common, oldest)] == bytes(self.returned[: min(common, oldest)])
+def test_the_next_ring_sends_only_what_the_keeper_lacks() -> None:
+    holder, link = Holder(), KeeperLink()
+    decoded(holder, link, 28)
+    link.copies.inherit(1, 2)
+    link.copies.inherit(2, 1)
+    link.reconnect()
+    link.pieces.clear()
+    sender = CopySender(holder, 1, link, 4 * CopySender.batch)  # type: ignore[arg-type]
+    sender.computed(Forward(1, KEY[1], REPLAYED, 0, 64, 0, 0, 28, 8, "float32", "none", ()))
+    assert not sender, "a rebuild asks for nothing"
+    del holder.written[22:]
+    for position in range(22, 34):
+        holder.written.append(100 + position)
+        link.copies.computed(KEY, position, position - 22)
+        sender.computed(frame_at(position, position - 22))
+        settle(sender, link)
+    assert link.pieces == [(KEY[1], 16, 23), (KEY[1], 23, 31)]
+    assert link.kept() == bytes(holder.written[:31])
 
 
-TestCopySender = SenderMachine.TestCase
+def test_a_keeper_that_lost_everything_gets_all() -> None:
+    holder, link = Holder(), KeeperLink()
+    decoded(holder, link, 28)
+    link.copies.forget(1)
+    link.reconnect()
+    sender = CopySender(holder, 1, link, 4 * CopySender.batch)  # type: ignore[arg-type]
+    holder.written.append(28)
+    sender.computed(frame_at(28, 0))
+    settle(sender, link)
+    assert link.kept() == bytes(holder.written)
+
+
+class Clock:
+    """Stands in for the module ``time``."""
+
+    now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_lost_messages_cost_what_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(paced_link, "time", clock)
+    holder, link = Holder(), KeeperLink()
+    sender = decoded(holder, link, 24)
+    for position in range(24, 40):
+        holder.written.append(position)
+        sender.computed(frame_at(position, position + 1))
+    link.queue.clear()  # the pieces are lost, and the echo behind them
+    link.pieces.clear()
+    holder.written += range(40, 48)
+    sender.computed(Forward(1, KEY[1], 41, 40, 64, 0, 0, 8, 8, "float32", "none", ()))
+    assert not sender.move(), "there is no room until the echo is overdue"
+    clock.now_s += paced_link.ECHO_WAIT_S + 1
+    settle(sender, link)
+    holder.written += range(48, 56)
+    sender.computed(Forward(1, KEY[1], 42, 48, 64, 0, 0, 8, 8, "float32", "none", ()))
+    settle(sender, link)
+    assert min(start for _, start, _ in link.pieces) == 24
+    assert link.kept() == bytes(holder.written)
+
+
+def test_a_copy_of_a_sequence_is_not_sent_where_the_keeper_has_the_sequence() -> None:
+    holder, link = Holder(), KeeperLink()
+    sender = decoded(holder, link, 28)
+    settle(sender, link)
+    link.pieces.clear()
+    sender.fork(KEY, (1, 9), 26)
+    sender.computed(frame_at(26, 40, sequence=9))
+    settle(sender, link)
+    assert link.copies.lengths(1)[LAYERS] == {5: 24, 9: 28}
+    assert link.pieces == [(9, 24, 28)]
+    sender.free(KEY)
+    link.copies.free(KEY)
+    assert link.copies.pieces((1, 9), LAYERS, 0, 28, "form") is not None
+    link.copies.free((1, 9))
+    assert link.copies.nbytes == 0
+
+
+def test_a_copy_of_a_sequence_that_has_gone_back_since_takes_over_only_what_is_right() -> None:
+    holder, link = Holder(), KeeperLink()
+    sender = decoded(holder, link, 24)
+    link.takes = False
+    sender.fork(KEY, (1, 9), 24)
+    sender.computed(frame_at(24, 40, sequence=9))
+    sender.computed(frame_at(12, 41))
+    link.takes = True
+    link.pieces.clear()
+    settle(sender, link)
+    assert min(start for sequence, start, _ in link.pieces if sequence == 9) == 8
+
+
+def test_a_keeper_that_claims_more_than_was_asked_is_cut_off() -> None:
+    holder, link = Holder(), KeeperLink()
+    decoded(holder, link, 24)
+    link.reconnect()
+    sender = CopySender(holder, 1, link, 4 * CopySender.batch)  # type: ignore[arg-type]
+    dropped: list[bool] = []
+    link.drop = lambda: dropped.append(True)  # type: ignore[attr-defined]
+    sender.computed(frame_at(24, 0))
+    link.echoes.append(encode(Kept(*KEY, 0, 2, 4, 25, "form", 1, reply=True)))
+    sender.move()
+    assert dropped
 
 
 def test_positions_of_a_decoding_sequence_go_together() -> None:

@@ -192,3 +192,17 @@ def test_the_frames_that_are_remembered_are_bounded() -> None:
     assert copies.lengths(1) == {}
     copies.keep((1, 1), Piece(LAYERS, 0, 2, b"aabb"), "form", 3 * MAX_FRAMES)
     assert copies._frames[1, 1]._steps == []
+
+
+def test_a_copy_takes_over_what_was_kept_before_it_began_and_nothing_later() -> None:
+    copies = KvCopies(1 << 20)
+    for start, step in ((0, 1), (2, 2), (4, 9)):
+        copies.keep((1, 1), Piece(LAYERS, start, start + 2, bytes(4)), "form", step)
+    copies.computed((1, 1), 3, 1)
+    copies.fork((1, 1), (1, 2), 6)
+    copies.free((1, 1))
+    assert copies.lengths(1) == {LAYERS: {2: 4}}, "the last piece was taken after a step that is still to come"
+    copies.computed((1, 2), 3, 2)
+    assert copies.lengths(1) == {LAYERS: {2: 2}}
+    copies.free((1, 2))
+    assert copies.nbytes == 0

@@ -191,3 +191,18 @@ def test_a_template_that_drops_calls_gets_them_as_text() -> None:
     template = t.PLAIN.replace("{% for message", "{{ tools | tojson if tools }}<tool_call>{% for message", 1)
     text = render(template, tried_form(template).prepare(Conversation(PARALLEL), USE), VARIABLES)[0]
     assert '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>' in text
+
+
+def test_where_tools_move_with_the_newest_question_earlier_turns_stay_as_they_are() -> None:
+    """The stages keep what two prompts begin with: with Mistral's template all turns but the last."""
+
+    def turns(number: int) -> list[dict[str, str]]:
+        roles = ("user", "question"), ("assistant", "answer")
+        return [{"role": role, "content": f"{what} {n}"} for n in range(number) for role, what in roles]
+
+    for earlier in range(1, 4):
+        before = rendered(t.MISTRAL, turns(earlier)[:-1])
+        after = rendered(t.MISTRAL, turns(earlier + 1)[:-1])
+        shared = before[: before.index("[AVAILABLE_TOOLS]")]
+        assert after.startswith(shared)
+        assert all(f"answer {n}" in shared for n in range(earlier - 1))

@@ -83,3 +83,28 @@ def test_white_space_in_json_is_a_space_or_one_new_line() -> None:
         assert is_allowed(held, text)
     for text in ('{"a": 1\n\n,\n"b": 2}', '{"a":  1}', '{"a": 1}\n'):
         assert not is_allowed(held, text)
+
+
+CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+
+def test_an_answer_gets_no_properties_that_its_schema_does_not_name() -> None:
+    """Pydantic and Zod say nothing of other properties, and a small model adds them until its answer is cut."""
+    nested = {"type": "object", "properties": {"cities": {"type": "array", "items": {"$ref": "#/$defs/City"}}}}
+    held = answer_constraint(nested | {"$defs": {"City": CITY}}, strict=False)
+    assert is_allowed(held, '{"cities": [{"name": "Paris"}]}')
+    assert not is_allowed(held, '{"cities": [{"name": "Paris", "mayor": "Anne"}]}')
+    assert not is_allowed(held, '{"cities": [], "rivers": []}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        CITY | {"additionalProperties": True},
+        CITY | {"required": ["name", "mayor"]},
+        {"allOf": [CITY, {"type": "object", "properties": {"mayor": {"type": "string"}}}]},
+    ],
+)
+def test_a_schema_that_means_other_properties_gets_them(schema: dict[str, object]) -> None:
+    assert is_allowed(answer_constraint(schema, strict=False), '{"name": "Paris", "mayor": "Anne"}')

@@ -41,6 +41,7 @@ def test_nothing_is_said_of_no_server(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_url_and_a_command_to_try(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, _Server())
+    assert "in a browser: http://127.0.0.1:11434/\n" in text
     assert "http://127.0.0.1:11434  (with /v1 for OpenAI)" in text
     assert "curl http://127.0.0.1:11434/v1/chat/completions" in text
     assert "KEY" not in text

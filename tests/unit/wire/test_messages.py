@@ -12,7 +12,7 @@ from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_HEADER_BYTES, VERSION, Message
 from edgepp.wire.messages.clients import Declined
 from edgepp.wire.messages.control import Attach, Fault, Hello, Pong, Welcome
-from edgepp.wire.messages.data import Batch, Forward, KvPiece
+from edgepp.wire.messages.data import Batch, Forward, Kept, KvPiece
 from edgepp.wire.messages.nodes import Drained, Enrol, Leaving, Load, Restart, Retire, Warm
 from edgepp.wire.messages.recovery import Expect, Held, Push, Replay
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
@@ -62,7 +62,7 @@ def test_a_field_of_another_type_is_refused(message: Message, data: st.DataObjec
         ([VERSION + 1, "pong", 0], f"protocol version {VERSION + 1}, this one {VERSION}"),
         ([VERSION, "format_disk"], "unknown kind"),
         ([VERSION, 7], "unknown kind"),
-        ([VERSION, "pong", 1], "has 1 fields instead of 10"),
+        ([VERSION, "pong", 1], "has 1 fields instead of 14"),
         ({"version": 1}, "not"),
         ([], "not an array"),
         (7, "not an array"),
@@ -82,7 +82,7 @@ def test_bombs_are_cheap() -> None:
 
 
 def test_a_bool_is_not_a_number() -> None:
-    pong = Pong(1, True, 0, 0, 0, 0, 0, 0, 0, 0)
+    pong = Pong(1, True, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     assert decode(msgpack.packb([VERSION, "pong", *pong]))
     with pytest.raises(RemoteProtocolError, match="bad epoch"):
         decode(msgpack.packb([VERSION, "pong", *pong._replace(epoch=True)]))
@@ -98,6 +98,7 @@ FORWARD = Forward(1, 1, 0, 0, 16, 0, 1, 1, 8, "float32", "none", ())
 BATCH = Batch(1, 1, (1, 2), (4, 5), 8, "float32", "none", ())
 HELD = Held(1, "kv", 0, 2, (1, 2), (4, 5))
 PUSH = Push(1, 1, "kv", 0, 2, 0, 9, "10.0.0.2:5720", KEYS[0], 2)
+KEPT = Kept(1, 1, 0, 0, 2, 9, "1 float32 3x64", 7, reply=False)
 PIECE = KvPiece(1, 1, "restore", 0, 2, 0, 9, "1 float32 3x64", 7)
 LOAD = Load(1, 0, "tiny", 0, 4, False, 0)
 ENROL = Enrol(1, "mini", "0.1.0", "10.0.0.2,fe80::1%eth0", 1, "onnx", "cpu", 1, 1, 0, 0, 1, 1)
@@ -133,12 +134,14 @@ WELCOME = Welcome(
         (HELD._replace(what="tokens"), "bad what"),
         (Replay(1, 1, 8, 4, 4, 1), "range of positions"),
         (Replay(1, 1, 8, 0, 9, 1), "range of positions"),
+        (Replay(1, 1, 8, 0, 8, 1, source=2), "copies nothing"),
         (Expect(1, 1, 8, 0, ""), "impossible length"),
         (Expect(1, 1, 8, 9, ""), "impossible length"),
         (PUSH._replace(start_layer=2), "empty range"),
         (PUSH._replace(stop=0), "empty range"),
         (PUSH._replace(addresses=""), "no address"),
         (PIECE._replace(stop=0), "empty range"),
+        (KEPT._replace(stop_layer=0), "empty range"),
         (PIECE._replace(checksum=1 << 32), "bad checksum"),
         (PIECE._replace(layout="a\nb"), "bad layout"),
         (FORWARD._replace(until=1 << 20), "bad until"),
@@ -150,6 +153,8 @@ WELCOME = Welcome(
         (BATCH._replace(positions=(1,)), "do not match"),
         (BATCH._replace(positions=()), "bad positions"),
         (LOAD._replace(start=4), "layer range"),
+        (LOAD._replace(head=True), "has no group"),
+        (LOAD._replace(group=5, rank=2, weights=(1, 1)), "does not fit its group"),
         (Warm(1, "tiny", 4, 4), "layer range"),
         (LOAD._replace(model="a\x1b]52;c;x\x07"), "bad model"),
         (ENROL._replace(name=""), "bad name"),
@@ -168,7 +173,7 @@ def test_a_message_without_meaning_is_refused_by_name(message: Message, fault: s
 
 
 def test_the_unchanged_messages_are_valid() -> None:
-    for message in (ATTACH, FORWARD, BATCH, HELD, PUSH, PIECE, LOAD, ENROL, WELCOME):
+    for message in (ATTACH, FORWARD, BATCH, HELD, PUSH, PIECE, KEPT, LOAD, ENROL, WELCOME):
         assert decode(encode(message)) == message
 
 
@@ -215,6 +220,7 @@ def test_every_kind_of_message_has_its_speakers() -> None:
         (PUSH, "control", "guest"),
         (PUSH, "data", "driver"),
         (PIECE, "control", "driver"),
+        (KEPT, "control", "driver"),
         (PIECE, "data", "stage"),
         (HELD, "control", "driver"),
     ],

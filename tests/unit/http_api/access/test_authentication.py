@@ -19,11 +19,15 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return add_key("laptop")
 
 
+def behind_keys(app: Echo, *, required: bool = True, loopback_administers: bool = True) -> Authentication:
+    return Authentication(app, KeyRing(), required=required, loopback_administers=loopback_administers)
+
+
 def asked(
     headers: Headers = (), path: str = "/v1/models", *, required: bool = True, client: str = "192.168.1.9"
 ) -> tuple[Answered, str | None]:
     app = Echo()
-    found = asyncio.run(call(Authentication(app, KeyRing(), required=required), scope("GET", path, headers, client)))
+    found = asyncio.run(call(behind_keys(app, required=required), scope("GET", path, headers, client)))
     assert found is not None
     return found, app.seen[0]["state"]["owner"] if app.seen else None
 
@@ -66,7 +70,7 @@ def test_strangers_are_refused(key: str, headers: Headers) -> None:
 
 def test_a_key_in_the_url_is_no_key(key: str) -> None:
     asked_with = {**scope("GET", f"/v1/models/{key}", client="192.168.1.9"), "query_string": f"key={key}".encode()}
-    found = asyncio.run(call(Authentication(Echo(), KeyRing(), required=True), asked_with))
+    found = asyncio.run(call(behind_keys(Echo()), asked_with))
     assert found is not None
     assert found.status == 401
     assert key not in found.body.decode()
@@ -88,7 +92,7 @@ def test_a_refusal_has_the_form_of_its_api(key: str, path: str, shape: object) -
 
 
 def test_a_change_of_the_keys_acts_on_a_running_server(key: str) -> None:
-    app = Authentication(Echo(), KeyRing(), required=True)
+    app = behind_keys(Echo())
 
     def status(secret: str) -> int:
         found = asyncio.run(call(app, scope(headers=[("x-api-key", secret)], path="/v1/models", client="10.0.0.2")))
@@ -114,13 +118,52 @@ def test_monitors_need_no_key_for_the_state(key: str) -> None:
     assert asked(path="/metrics")[0].status == 401
 
 
-def test_a_change_of_the_model_needs_this_machine_or_a_key(key: str) -> None:
-    path = "/v1/models/load"
-    assert asked(path=path, required=False)[0].status == 403
-    assert asked(path=path, required=False, client="127.0.0.1")[0].status == 200
-    proxied = [("X-Forwarded-For", "198.51.100.7")]
-    assert asked(proxied, path=path, required=False, client="127.0.0.1")[0].status == 403
-    assert asked([("x-api-key", key), *proxied], path=path, required=False)[0].status == 200
+def administers(headers: Headers = (), *, client: str = "127.0.0.1", loopback_administers: bool = True) -> bool:
+    app = Echo()
+    guarded = behind_keys(app, required=False, loopback_administers=loopback_administers)
+    asyncio.run(call(guarded, scope("POST", "/v1/cluster/drain", headers, client)))
+    return bool(app.seen[0]["state"]["administers"])
+
+
+def test_this_machine_itself_may_administer(key: str) -> None:
+    for headers in (
+        (),
+        [("host", "127.0.0.1:11434")],
+        [("host", "[::1]:11434")],
+        [("host", "localhost:11434"), ("origin", "http://localhost:11434"), ("sec-fetch-site", "same-origin")],
+        [("x-api-key", key)],
+    ):
+        assert administers(headers), headers
+    assert not administers(loopback_administers=False)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("x-forwarded-for", "198.51.100.7")],
+        [("forwarded", "for=198.51.100.7")],
+        [("via", "1.1 proxy")],
+        [("host", "llm.example")],
+        [("host", "mini.local:11434")],
+        [("host", "192.168.1.4:11434")],
+        [("host", "localhost:11434"), ("origin", "http://localhost:3000")],
+        [("host", "localhost:11434"), ("origin", "https://localhost:11434")],
+        [("host", "localhost:11434"), ("origin", "chrome-extension://abcdef")],
+        [("host", "localhost:11434"), ("origin", "null")],
+        [("host", "localhost:11434"), ("sec-fetch-site", "same-site")],
+        [("host", "localhost:11434"), ("sec-fetch-site", "cross-site")],
+    ],
+)
+def test_proxies_and_pages_of_others_on_this_machine_may_not(key: str, headers: Headers) -> None:
+    assert not administers(headers)
+
+
+def test_another_machine_needs_a_key_that_may_administer(key: str) -> None:
+    owner = add_key("owner", administers=True)
+    assert not administers(client="192.168.1.9")
+    assert not administers([("x-api-key", key)], client="192.168.1.9")
+    assert administers([("x-api-key", owner)], client="192.168.1.9")
+    assert administers([("x-api-key", owner), ("x-forwarded-for", "198.51.100.7")], loopback_administers=False)
 
 
 def test_a_file_of_keys_that_others_may_read_admits_nobody(key: str, tmp_path: Path) -> None:

@@ -299,7 +299,8 @@ def test_a_schema_holds_the_answer(form: dict[str, Any]) -> None:
     asked = json.loads(json.dumps(form).replace("{}", json.dumps({"type": "json_schema", "schema": schema})))
     constraint = request(**asked).options.constraint
     assert constraint is not None
-    assert (constraint.kind, json.loads(constraint.text)) == ("json_schema", schema)
+    closed = {**schema, "additionalProperties": False}
+    assert (constraint.kind, json.loads(constraint.text)) == ("json_schema", closed)
     with pytest.raises(RequestError, match="json_schema"):
         request(output_format={"type": "xml"})
 

@@ -119,11 +119,32 @@ def test_logprobs_have_offsets_into_the_text() -> None:
     assert [offset for part in parts for offset in part["text_offset"]] == [0, 2, 3]
 
 
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_of_the_answers_that_are_made_the_likeliest_per_token_are_told(logprobs: int | None) -> None:
+    usage = Usage(prompt_tokens=4, completion_tokens=5)
+    script = [
+        Started(4),
+        TextDelta(0, " long", tuple(TokenLogprob(text, -1.0) for text in (" ", "lo", "ng"))),
+        TextDelta(2, " worst", (TokenLogprob(" worst", -3.0),)),
+        TextDelta(1, " best", (TokenLogprob(" best", -0.5),)),
+        *(ChoiceEnded(choice, "stop", usage=usage) for choice in range(3)),
+        Ended(usage),
+    ]
+    service = ScriptedService([script])
+    told = post(service, PATH, prompt=["Once", "Twice"], n=2, best_of=3, logprobs=logprobs)
+    assert (service.request.num_choices, service.request.options.sampling.logprobs) == (3, logprobs or 0)
+    choices = [(choice["index"], choice["text"]) for choice in told["choices"]]
+    assert choices == [(0, " best"), (1, " long"), (2, " best"), (3, " long")]
+    assert [choice["logprobs"] is None for choice in told["choices"]] == [logprobs is None] * 4
+    assert told["usage"]["completion_tokens"] == 10
+
+
 @pytest.mark.parametrize(
     ("fields", "parameter"),
     [
         ({"suffix": "the end"}, "suffix"),
-        ({"best_of": 3}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"best_of": 17}, "best_of"),
         ({"best_of": 2, "n": 3}, "best_of"),
         ({"echo": True, "logprobs": 1}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),

@@ -16,6 +16,7 @@ from edgepp.http_api.failures import RequestError
 from edgepp.http_api.openai_api.response_body import ResponsesBody, all_tools, check_stateless, response_format
 from edgepp.http_api.openai_api.response_input import decoded_messages
 from edgepp.http_api.openai_api.response_tools import DeclaredTool, Tools, decoded_tools
+from tests.builders.properties import examples
 
 CALL = {"type": "function_call", "call_id": "call_a", "name": "shell", "arguments": '{"cmd": "ls"}'}
 TOLD_CALL = {"id": "call_a", "type": "function", "function": {"name": "shell", "arguments": {"cmd": "ls"}}}
@@ -333,7 +334,7 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, Iterable) else None
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=examples(50))
 @given(st.lists(st.sampled_from(ITEMS).flatmap(st.from_type), min_size=1, max_size=2))
 def test_any_input_of_the_sdks_types_is_read_or_refused(items: list[Any]) -> None:
     told: list[Any] = []

@@ -1,0 +1,112 @@
+"""The likeliest tokens of rows of logits, for requests that need no more: of a part of the vocabulary, merged, read.
+
+Candidates of R rows are one float32 array (R, 1 + 2 * K): for each row the log-sum-exp of its logits, the K largest
+logits in falling order, equal ones by token id, and the K token ids, whose 32 bits are stored in place of a number.
+Where there are fewer than K tokens, the rest are minus infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgepp.errors import StageFault
+from edgepp.model.weights.checkpoint import Array
+
+
+def width_of(count: int) -> int:
+    """Columns of ``count`` candidates per row."""
+    return 1 + 2 * count
+
+
+def candidates_of(logits: Array, first: int, count: int) -> Array:
+    """The ``count`` likeliest tokens of each row of float32 ``logits`` (R, V) of the token ids from ``first`` on.
+
+    A row with a logit that is not a number or plus infinity has a largest logit that is neither.
+    """
+    found = _empty(len(logits), count)
+    for row, out in zip(logits, found, strict=True):
+        top = row.max()  # NaN where any is
+        if not np.isfinite(top):
+            out[1] = top
+            continue
+        if count == 1:
+            ids = np.array([row.argmax()])
+        else:
+            few = min(count, len(row))
+            # All that are as large as the last one: which of equal tokens ``argpartition`` takes is not defined.
+            ids = np.flatnonzero(row >= np.partition(row, len(row) - few)[len(row) - few])
+        out[0] = top + np.log(np.exp(row - top).sum())
+        _write(out, row[ids], ids + first, count)
+    return found
+
+
+def merged(parts: Sequence[Array], count: int) -> Array:
+    """Candidates of whole rows from those of the parts of the vocabulary, which are in the order of the token ids."""
+    found = _empty(len(parts[0]), count)
+    for row, out in enumerate(found):
+        sums = np.array([part[row, 0] for part in parts], np.float64)
+        values = np.concatenate([part[row, 1 : 1 + count] for part in parts])
+        ids = np.concatenate([_ids(part[row], count) for part in parts])
+        top = values.max()
+        if not np.isfinite(top):
+            out[1] = top
+            continue
+        out[0] = top + np.log(np.exp(sums - top).sum())
+        _write(out, values, ids, count)
+    return found
+
+
+def _empty(rows: int, count: int) -> Array:
+    found = np.full((rows, width_of(count)), -np.inf, np.float32)
+    found[:, 1 + count :] = 0
+    return found
+
+
+def _write(out: Array, values: Array, ids: Array, count: int) -> None:
+    """Write the ``count`` largest of some ``values`` and their ``ids``."""
+    order = np.lexsort((ids, -values))[:count]
+    out[1 : 1 + len(order)] = values[order]
+    _ids(out, count)[: len(order)] = ids[order]
+
+
+def _ids(row: Array, count: int) -> Array:
+    """The token ids of a row, as int32 in the same memory."""
+    return row[1 + count :].view(np.int32)
+
+
+class CandidateRow:
+    """The likeliest of V tokens; implements ``RowLogits`` for who asks for no more than the largest."""
+
+    def __init__(self, row: Array, vocabulary: int) -> None:
+        """``row`` is one row of candidates.
+
+        Raises:
+            StageFault: one of them is no token id.
+        """
+        self._vocabulary = vocabulary
+        count = (len(row) - 1) // 2
+        self._log_sum_exp, self._logits = float(row[0]), row[1 : 1 + count]
+        self._ids = _ids(row, count)
+        if not 0 <= self._ids.min() <= self._ids.max() < vocabulary:
+            raise StageFault(f"a stage returned a token id that is not below {vocabulary}")
+
+    def __len__(self) -> int:
+        return self._vocabulary
+
+    def __array__(self, _dtype: object = None, _copy: bool | None = None) -> Array:
+        raise TypeError("candidates are not all logits of a row")
+
+    def max(self) -> float:
+        """The largest logit, NaN where any is NaN."""
+        return float(self._logits[0])
+
+    def argmax(self) -> int:
+        """Id of the first of the largest logits."""
+        return int(self._ids[0])
+
+    def top_logprobs(self, count: int) -> tuple[tuple[int, float], ...]:
+        """Pairs of a token id and its log-probability, likeliest first, of at most ``count`` candidates."""
+        pairs = zip(self._ids[:count], self._logits[:count], strict=True)
+        return tuple((int(id_), float(logit) - self._log_sum_exp) for id_, logit in pairs if logit > -np.inf)

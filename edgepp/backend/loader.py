@@ -1,0 +1,108 @@
+"""The interface of a backend: it loads parts of a checkpoint, also one rank's part of what several ranks share.
+
+All methods of an object are called in the thread that created the object.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgepp.backend.base import BackendOptions, EmbeddingAndHead, Progress, StageModel
+from edgepp.backend.kv_layout import KvLayout
+from edgepp.layers import LayerRange
+from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
+
+
+class Reduction(Protocol):
+    """Adds up the partial sums of the ranks of a tensor-parallel stage; all ranks call it at the same points."""
+
+    def __call__(self, partial: Array, total: Array, /) -> None:
+        """Write into ``total`` the sum of the ``partial`` of all ranks, both float32 (T, D) and C-contiguous.
+
+        The ranks are added in their order, so that all of them get the same bits.
+
+        Raises:
+            StageFault: another rank cannot do the step.
+        """
+
+
+class RankModel(StageModel, Protocol):
+    """One rank's part of decoder layers; ``kv_layout``, ``export_kv`` and ``import_kv`` concern its heads alone."""
+
+    layout: KvLayout
+    """How the rank stores the keys and values of its heads; ``kv_layout`` is its name."""
+
+
+class RankHead(Protocol):
+    """Final norm and one rank's part of the output head; called by the compute thread of a stage."""
+
+    def logits(self, hidden: Array) -> Array:
+        """Float32 logits (T, R) of the rank's R token ids, from the hidden states (T, D) of the last layer.
+
+        Raises:
+            StageFault: the hidden states do not fit the model, or the computation failed.
+        """
+
+
+class Backend(Protocol):
+    """A library that computes models; loads parts of a checkpoint for it."""
+
+    name: str
+
+    def load_stage(
+        self,
+        checkpoint: Checkpoint,
+        layers: LayerRange,
+        options: BackendOptions,
+        progress: Progress | None = None,
+    ) -> StageModel:
+        """Load decoder layers ``layers`` of the checkpoint and nothing else; ``progress`` is told the bytes loaded.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
+        """
+
+    def load_rank(
+        self,
+        checkpoint: ShardedCheckpoint,
+        layers: LayerRange,
+        options: BackendOptions,
+        reduction: Reduction,
+        progress: Progress | None = None,
+    ) -> RankModel:
+        """Load one rank's part of decoder layers ``layers``; the model returns what all ranks compute together.
+
+        All ranks call the same methods with the same arguments in the same order. Sums over ranks are rounded
+        differently from those of a stage of one process.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
+        """
+
+    def load_rank_head(self, checkpoint: ShardedCheckpoint, options: BackendOptions) -> RankHead:
+        """Load the final norm and one rank's part of the output head.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
+        """
+
+    def load_whole(
+        self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress | None = None
+    ) -> tuple[StageModel, EmbeddingAndHead]:
+        """Load all of the checkpoint for one process; what passes between the two parts is theirs alone.
+
+        Raises:
+            ModelError: the checkpoint lacks tensors, or this backend cannot run the family.
+        """
+
+    def load_embedding_and_head(
+        self, checkpoint: Checkpoint, options: BackendOptions, *, head_later: bool = False
+    ) -> EmbeddingAndHead:
+        """Load embedding, final norm and head of the checkpoint and nothing else.
+
+        ``head_later``: leave the head until ``logits`` is first called, as the last stage of the pipeline computes it.
+
+        Raises:
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
+        """

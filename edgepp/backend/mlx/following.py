@@ -1,0 +1,31 @@
+"""Whether steps ahead pay for a sequence: how well the engine follows the tokens that the GPU draws. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MAX_NEEDED = 64
+
+
+@dataclass
+class Following:
+    """How well the engine follows the tokens that the GPU draws for one sequence."""
+
+    drawn: int | None = None
+    """The token behind the newest position; None if the GPU drew none."""
+    in_turn: int = 0
+    needed: int = 1
+    """Tokens in turn after which steps are computed ahead again; doubles with each dropped step."""
+
+    def take(self, token: int) -> bool:
+        """Note the engine's next ``token``; whether the step after it should be computed ahead."""
+        if self.drawn is not None:
+            self.in_turn = self.in_turn + 1 if token == self.drawn else 0
+        self.drawn = None
+        if self.in_turn >= 4 * self.needed:
+            self.needed = max(1, self.needed // 2)
+        return self.in_turn >= self.needed
+
+    def dropped(self) -> None:
+        """Note that a step ahead was computed in vain."""
+        self.needed = min(_MAX_NEEDED, 2 * self.needed)

@@ -1,0 +1,112 @@
+"""From the rows of a step that came back to the next tokens of its requests: norm and head if need be, and sampling.
+
+``draw`` changes nothing of a request but its sampler, so it may run in another thread than the engine's, which keeps
+all else: while ``DrawingThread`` is at one step, the engine thread receives and sends others.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgepp.backend.base import EmbeddingAndHead
+from edgepp.backend.candidates import CandidateRow
+from edgepp.backend.device import release_thread
+from edgepp.engine.engine_request import Drawn, EngineRequest
+from edgepp.engine.request_isolation import GuardedEnds, Rows
+from edgepp.engine.ring import ResultKind, StageInfo
+from edgepp.model.weights.checkpoint import Array
+from edgepp.wire.mailbox import Mailbox
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The rows of a step that came back, and the requests that are due a token from them."""
+
+    requests: tuple[EngineRequest, ...]
+    parts: tuple[slice, ...]
+    """The rows of each request."""
+    rows: Array
+    """(T, D), or as wide as the ``kind`` of result is."""
+    kind: ResultKind
+    source: StageInfo
+    """The stage that gave them, for errors."""
+
+
+Draws = list[tuple[EngineRequest, "Drawn | BaseException"]]
+"""What was drawn for each request, or the error that ends the request."""
+
+
+def draw(ends: GuardedEnds, result: StepResult) -> Draws:
+    """Draw the next tokens of each request of a step; errors are those of one request each."""
+    began_s = time.perf_counter()
+    match result.kind.form:
+        case "hidden":
+            rows = ends.logits(result.rows, result.parts, result.source)
+        case _:
+            rows = [result.rows[part] for part in result.parts]
+    known_s = time.perf_counter()
+    for request in result.requests:
+        if request.trace is not None:
+            request.trace.span("head", began_s, known_s, len(result.rows))
+    return [
+        (request, _drawn(request, one, result.kind, ends)) for request, one in zip(result.requests, rows, strict=True)
+    ]
+
+
+def _drawn(request: EngineRequest, rows: Rows, kind: ResultKind, ends: GuardedEnds) -> Drawn | BaseException:
+    if isinstance(rows, BaseException):
+        return rows
+    began_s = time.perf_counter()
+    try:
+        if kind.form == "candidates":
+            drawn = request.draw([CandidateRow(row, ends.vocabulary) for row in rows])
+        else:
+            drawn = request.draw(rows)
+    except BaseException as error:  # noqa: BLE001 - the boundary of one request
+        return error
+    if request.trace is not None:
+        request.trace.span("sample", began_s, time.perf_counter(), len(drawn.tokens))
+    return drawn
+
+
+class DrawingThread:
+    """Draws tokens in a thread of its own, step by step in the order given. Its methods belong to the engine thread."""
+
+    def __init__(self, ends: EmbeddingAndHead) -> None:
+        """Begin; ``ends`` may be called by any thread."""
+        self._ends = GuardedEnds(ends)
+        self._results: queue.SimpleQueue[StepResult | None] = queue.SimpleQueue()
+        self.draws: Mailbox[tuple[Draws, float]] = Mailbox()
+        """What was drawn, step by step, and how many seconds that took; wakes the engine thread."""
+        self._thread = threading.Thread(target=self._run, name="head", daemon=True)
+        self._thread.start()
+
+    def put(self, result: StepResult) -> None:
+        """Draw from ``result`` behind all earlier ones; ``take`` gives what was drawn."""
+        self._results.put(result)
+
+    def take(self) -> Iterable[tuple[Draws, float]]:
+        """What was drawn since the last call, step by step, and how many seconds each took."""
+        return self.draws.drain()
+
+    def close(self) -> None:
+        """End the thread behind the results that were put; what is drawn from them is dropped."""
+        self._results.put(None)
+        self._thread.join()
+        self.draws.close()
+
+    def _run(self) -> None:
+        try:
+            while (result := self._results.get()) is not None:
+                began_s = time.perf_counter()
+                try:
+                    draws = draw(self._ends, result)
+                except BaseException as error:  # noqa: BLE001 - the boundary of one step: its requests end by it
+                    draws = [(request, error) for request in result.requests]
+                self.draws.put((draws, time.perf_counter() - began_s))
+        finally:
+            release_thread()

@@ -1,0 +1,43 @@
+"""Loading of the layers that a child process was configured for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepp import backend
+from edgepp.backend.base import BackendOptions, StageModel
+from edgepp.backend.loader import Backend
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.stage_process.config import StageConfig
+from edgepp.stage_process.reports import report
+
+
+def open_layers(config: StageConfig) -> Checkpoint:
+    """The checkpoint, which has the layers.
+
+    Raises:
+        ModelError: the folder is no model, or lacks the layers.
+    """
+    checkpoint = Checkpoint.open(Path(config.path))
+    checkpoint.require(config.layers)
+    return checkpoint
+
+
+def load_layers(config: StageConfig, checkpoint: Checkpoint) -> tuple[StageModel, Backend]:
+    """The layers of this process, and their backend; the parent is told the progress.
+
+    Raises:
+        ModelError: the backend cannot load them.
+    """
+    chosen = backend.choose(config.backend, checkpoint)
+    return chosen.load_stage(checkpoint, config.layers, options_of(config), report_progress), chosen
+
+
+def report_progress(done: int, total: int) -> None:
+    """Tell the parent that so many of the bytes are loaded."""
+    report("progress", done=done, total=total)
+
+
+def options_of(config: StageConfig) -> BackendOptions:
+    """How the backend is to compute."""
+    return config.policy.backend_options(exact=config.exact, kv_bits=config.kv_bits)

@@ -1,0 +1,166 @@
+"""A trace as people and programs read it: every span on the coordinator's clock, as whole microseconds since its begin.
+
+Process 0 is the coordinator; each stage that worked for the request is another one. Times of a stage are moved by what
+is known of its clock, and then kept between the sending and the receiving of the frame, which no clock can leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from edgepp.tracing.request_trace import RequestTrace, StepTrace, TracedStage
+from edgepp.wire.frame_marks import stage_marks
+
+PAGE = 2000
+"""Records of a trace that are told at a time."""
+COORDINATOR = "coordinator"
+_TRACKS = {
+    "tokenise": "text",
+    "detokenise": "text",
+    "write": "http",
+    "head": "head",
+    "sample": "head",
+    "draft": "draft",
+}
+"""Tracks of spans of the coordinator; other spans are of the track ``request``."""
+TRIP_TRACKS = ("way", "queue", "request", "draft")
+"""Tracks of what no thread does, so that spans of one track may overlap."""
+
+
+class ViewSpan(NamedTuple):
+    """Something that took time."""
+
+    process: int
+    track: str
+    """Part of the process: ``engine``, ``head``, ``compute``, …"""
+    name: str
+    begin_us: int
+    took_us: int
+    step: int = -1
+    """Number of the step that it belongs to, from 0; -1 for none."""
+    amount: int = 0
+    """Rows, tokens or characters."""
+
+
+class ViewEvent(NamedTuple):
+    """Something that happened at one time, on the coordinator."""
+
+    name: str
+    at_us: int
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ViewProcess:
+    """The coordinator or a stage."""
+
+    name: str
+    node: str = ""
+    pid: int = 0
+    clock_error_us: int = 0
+    """Times of the process are wrong by at most this, beside those of the coordinator; -1 for unknown."""
+    drift_ppm: float = 0.0
+    """Millionths by which its clock is fast."""
+
+
+@dataclass
+class TraceView:
+    """A trace, or a part of it."""
+
+    request: str
+    aliases: list[str] = field(default_factory=list)
+    num_dropped: int = 0
+    processes: list[ViewProcess] = field(default_factory=list)
+    spans: list[ViewSpan] = field(default_factory=list)
+    events: list[ViewEvent] = field(default_factory=list)
+    next: int | None = None
+    """The first record of the next part; None for the last one."""
+
+    @property
+    def clock_error_us(self) -> int:
+        """The largest error of any clock; -1 where one is unknown."""
+        errors = [one.clock_error_us for one in self.processes]
+        return -1 if -1 in errors else max(errors, default=0)
+
+
+def view(trace: RequestTrace, first: int = 0, count: int | None = None) -> TraceView:
+    """``count`` records of a trace from number ``first`` on; all records by default."""
+    steps, spans, events = list(trace.steps), list(trace.spans), list(trace.events)
+    stop = len(steps) + len(spans) + len(events) if count is None else first + count
+    found = TraceView(trace.id, list(trace.aliases), trace.num_dropped)
+    numbers = _add_processes(found, steps)
+    origin_us = int(trace.began_s * 1e6)
+    for number in range(first, min(stop, len(steps))):
+        found.spans += _of_step(steps[number], number, origin_us, numbers)
+        if steps[number].verdict:
+            at_us = int(steps[number].embed_s * 1e6) - origin_us
+            found.events.append(ViewEvent(f"guess {steps[number].verdict}", at_us, {"step": number}))
+    begin, end = (max(0, at - len(steps)) for at in (first, stop))
+    for span in spans[begin:end]:
+        begin_us, end_us = int(span.began_s * 1e6), int(span.ended_s * 1e6)
+        track = _TRACKS.get(span.name, "request")
+        found.spans.append(ViewSpan(0, track, span.name, begin_us - origin_us, end_us - begin_us, amount=span.amount))
+    begin, end = (max(0, at - len(spans)) for at in (begin, end))
+    found.events += [ViewEvent(one.name, int(one.at_s * 1e6) - origin_us, dict(one.facts)) for one in events[begin:end]]
+    found.next = stop if stop < len(steps) + len(spans) + len(events) else None
+    return found
+
+
+def _add_processes(found: TraceView, steps: Sequence[StepTrace]) -> dict[TracedStage, int]:
+    """Add the coordinator and all stages; the number of each stage's process."""
+    found.processes.append(ViewProcess(COORDINATOR))
+    numbers: dict[TracedStage, int] = {}
+    seen: set[int] = set()
+    for step in steps:
+        ring = step.ring
+        if ring is None or id(ring) in seen:
+            continue
+        seen.add(id(ring))
+        for index, stage in enumerate(ring.stages):
+            if stage in numbers:
+                continue
+            numbers[stage] = len(found.processes)
+            clock = ring.clock(index, int(step.sent_s * 1e6))
+            error_us = round(clock.error_us) if clock.is_known else -1
+            name = f"stage {index}, layers {stage.layers}"
+            found.processes.append(ViewProcess(name, stage.node, stage.pid, error_us, round(clock.drift * 1e6, 3)))
+    return numbers
+
+
+def _of_step(step: StepTrace, number: int, origin_us: int, numbers: dict[TracedStage, int]) -> Iterator[ViewSpan]:
+    """The spans of one step, in the order of its trip."""
+
+    def span(process: int, track: str, name: str, begin_us: int, end_us: int) -> ViewSpan:
+        return ViewSpan(process, track, name, begin_us - origin_us, max(0, end_us - begin_us), number, step.rows)
+
+    embed_us, embedded_us, sent_us = (int(s * 1e6) for s in (step.embed_s, step.embedded_s, step.sent_s))
+    if embedded_us:
+        yield span(0, "engine", f"embed {step.kind}", embed_us, embedded_us)
+    if sent_us:
+        yield span(0, "engine", "encode", embedded_us, sent_us)
+    if not step.back_s or step.ring is None:
+        return
+    left_us = at_us = sent_us
+    received_us = int(step.received_s * 1e6)
+    for index, marks in enumerate(stage_marks(step.marks)):
+        process = numbers[step.ring.stages[index]]
+        clock = step.ring.clock(index, sent_us)
+        mapped = []
+        for mark_us in marks:
+            at_us = min(max(at_us, int(mark_us - clock.offset_us)), received_us)
+            mapped.append(at_us)
+        yield span(process, "way", f"way to stage {index}", left_us, mapped[0])
+        for track, name, begin_us, end_us in zip(
+            ("compute", "queue", "compute", "compute"),
+            ("receive", "queue", f"compute {step.kind}", "encode"),
+            mapped[:-1],
+            mapped[1:],
+            strict=True,
+        ):
+            yield span(process, track, name, begin_us, end_us)
+        left_us = mapped[-1]
+    if step.marks:
+        yield span(0, "way", "way back", left_us, received_us)
+        yield span(0, "engine", "receive", received_us, int(step.back_s * 1e6))

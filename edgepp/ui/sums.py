@@ -1,0 +1,48 @@
+"""What sums over two nodes cost, of which two are needed per layer where both share layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from edgepp.coordinator.client import CoordinatorClient
+from edgepp.errors import EdgeppError
+from edgepp.ui.finding import Finding
+
+_WAIT_S = 20.0
+"""How long `edgepp doctor` waits for measurements."""
+_POLL_S = 0.5
+
+
+def sum_text(pair: Mapping[str, Any]) -> str:
+    """The measured cost of sums over a pair of nodes, as the cluster's state has it."""
+    names = " and ".join(pair["nodes"])
+    if pair["latency_s"] is None:
+        return f"sums over {names} could not be measured: {pair['problem']}"
+    return (
+        f"sums over {names} would take {pair['token_s'] * 1e3:.1f} ms of a token"
+        f" ({pair['latency_s'] * 1e6:.0f} µs and {pair['bytes_per_s'] / 1e6:.0f} MB/s each)"
+    )
+
+
+def measured_sums(connection: CoordinatorClient) -> Finding:
+    """What sums over each pair of nodes would cost, measured now where that was not done before."""
+    try:
+        wanted = connection.call("measure")["pairs"]
+        until_s = time.monotonic() + _WAIT_S
+        while len(found := tried(connection.call("status"))) < wanted and time.monotonic() < until_s:
+            time.sleep(_POLL_S)
+    except EdgeppError as error:
+        return Finding("sums", ok=None, found=str(error), do=error.hint)
+    if not wanted:
+        return Finding("sums", ok=None, found="no two nodes that could share layers", do="")
+    texts = [sum_text(pair) for pair in found]
+    if len(found) < wanted:
+        texts.append(f"{wanted - len(found)} of {wanted} pairs are not measured yet, which waits for answers to end")
+    return Finding("sums", ok=None, found="; ".join(texts), do="`edgepp plan MODEL` says whether sharing layers pays")
+
+
+def tried(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The pairs of nodes that were measured, or could not be."""
+    return [pair for pair in status["sums"] if pair["latency_s"] is not None or pair["problem"]]

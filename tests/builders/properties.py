@@ -1,0 +1,14 @@
+"""How many examples hypothesis tries of a property: all where new ones are looked for, a quarter in every other run."""
+
+from __future__ import annotations
+
+import os
+
+EXPLORES = os.environ.get("EDGEPP_EXAMPLES") == "explore"
+"""Whether this run looks for new examples, as `make fuzz` does; else each run repeats the same ones."""
+_FEWEST = 5
+
+
+def examples(number: int) -> int:
+    """``number`` where new examples are looked for, else a quarter of it."""
+    return number if EXPLORES else max(_FEWEST, number // 4)

@@ -1,0 +1,143 @@
+"""The cluster view in a real Chromium, over states that a test writes: what no cluster shows when a test wants it.
+
+Real nodes that join, drain and leave: tests/multiprocess/test_http_cluster_page.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgepp.plan.bench_history import HistoryEntry, Rate, append_entry
+from tests.builders.chromium import BROWSER, Chromium, Page
+from tests.builders.cluster_state import STATUS, home_lab
+from tests.builders.page_acts import PHONE, faults, prefer
+from tests.builders.page_server import PageServer
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+SHOWN = "document.querySelector('.cluster')?.innerText ?? ''"
+PROGRESS = "document.querySelector('.cluster-progress')"
+
+
+def shown(page: Page, server: PageServer) -> None:
+    page.open(f"{server.url}/#/cluster")
+    page.until("document.querySelectorAll('.card').length > 0", "the machines are drawn")
+    page.until("document.querySelectorAll('.plan-answer > *').length > 0", "the planner has answered")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_no_serious_fault(
+    browser: Chromium, server: PageServer, colours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
+    rates = {"decode_tokens_per_s": Rate(30.5, 30.0, 31.0), "prefill_tokens_per_s": Rate(300.0, 290.0, 310.0)}
+    for commit, busy in (("1234567", True), ("89abcde", False)):
+        append_entry(
+            tmp_path, HistoryEntry("2025-11-28 09:00 +0000", "0.1.0", commit, "cpu", "m", "2 stages", busy, rates)
+        )
+    server.service.state = {**home_lab(), "change": {"model": "x", "state": "fetching", "progress": 0.4}}
+    with browser.page() as page:
+        page.screen(1280, 1600)
+        shown(page, server)
+        prefer(page, colours)
+        page.until("document.querySelectorAll('.history-run').length === 2", "the history is drawn")
+        page.click(".history summary")
+        assert faults(page) == []
+        page.click("#invite")
+        page.until("!!document.querySelector('.invite-qr')?.complete", "the invitation")
+        assert faults(page) == []
+        page.press("Escape")
+        page.until("!document.querySelector('dialog')")
+        page.screen(*PHONE, phone=True)
+        page.until("document.querySelector('.cluster-picture').viewBox.baseVal.width < 390", "the picture is narrow")
+        page.until(f"document.documentElement.scrollWidth <= {PHONE[0]}")
+        page.until(f"document.querySelector('.cluster').scrollWidth <= {PHONE[0]}")
+        assert faults(page) == []
+        assert page.complaints() == []
+
+
+def test_the_model_is_changed_with_progress_and_a_failure_is_told(browser: Chromium, server: PageServer) -> None:
+    server.service.state = STATUS
+    with browser.page() as page:
+        page.screen(1280, 1600)
+        shown(page, server)
+        select = "document.querySelector('.plan select')"
+        page.js(f"{select}.value = 'llama-3.2-1b-4bit'; {select}.dispatchEvent(new Event('change'))")
+        page.until("!document.querySelector('.plan-end button').hidden", "the model can be changed")
+        page.click(".plan-end button")
+        page.until("document.querySelector('dialog')?.innerText.includes('Run llama-3.2-1b-4bit?')", "a question first")
+        assert server.service.model.name == "smollm2-135m"
+        page.click("dialog .primary")
+        page.until("document.querySelector('.toasts').innerText.includes('changes to llama-3.2-1b-4bit')")
+        assert server.service.model.name == "llama-3.2-1b-4bit"
+        change = {"model": "llama-3.2-1b-4bit", "state": "fetching", "progress": 0.4}
+        server.service.state = {**STATUS, "change": change}
+        page.until(f"{PROGRESS}.innerText.includes('Fetching llama-3.2-1b-4bit · 40 %')")
+        page.becomes(f"{PROGRESS}.querySelector('progress').value", 0.4)
+        loading = {"state": "loading", "node": "mini", "progress": 0.75, "eta_seconds": 3.0}
+        server.service.state = {**STATUS, "loading": loading, "change": {**change, "state": "loading", "progress": 1.0}}
+        page.until(f"{PROGRESS}.innerText.includes('Loading llama-3.2-1b-4bit · 75 %')")
+        server.service.state = {**STATUS, "model": "llama-3.2-1b-4bit", "change": {**change, "state": "ready"}}
+        page.until(f"{PROGRESS}.hidden && document.querySelector('.cluster-model').innerText === 'llama-3.2-1b-4bit'")
+        failed = {**change, "model": "other", "state": "failed", "reason": "it does not fit", "hint": "add a machine"}
+        server.service.state = {**STATUS, "change": failed}
+        notice = "document.querySelector('.cluster-news .notice')"
+        page.until(f"{notice}.innerText.includes('could not change to other: it does not fit (add a machine)')")
+        page.click(".cluster-news [aria-label=Close]")
+        page.until(f"{notice}.hidden")
+        assert page.complaints() == []
+
+
+def test_the_view_fills_the_page_also_after_a_new_chat(browser: Chromium, server: PageServer) -> None:
+    server.service.state = STATUS
+    with browser.page() as page:
+        page.screen(1280, 800)
+        page.open(server.url)
+        page.until("!!document.querySelector('.empty')")
+        page.js("location.hash = '#/cluster'")
+        page.until("document.querySelectorAll('.card').length === 2")
+        heights = "['.cluster', '#main'].map((one) => document.querySelector(one).getBoundingClientRect().height)"
+        view, whole = page.js(heights)
+        assert view == whole
+        page.click(".contents li:nth-child(3) button")
+        page.until("document.activeElement.textContent === 'What if'", "a heading is gone to by its name")
+        assert page.complaints() == []
+
+
+def test_names_of_machines_and_models_are_text_however_long(browser: Chromium, server: PageServer) -> None:
+    state = json.loads(json.dumps(home_lab()))
+    names = ("<img src=x onerror='window.hacked=1'>", "\u202eevil" * 3, "a-very-long-name-of-a-machine" * 8)
+    for node, name in zip(state["nodes"], names, strict=True):
+        node["name"] = name
+    state["model"] = "<b>organisation</b>/" + "m" * 120
+    server.service.state = state
+    with browser.page() as page:
+        for size, is_phone in ((PHONE, True), ((1280, 900), False)):
+            page.screen(*size, phone=is_phone)
+            shown(page, server)
+            page.until(f"document.documentElement.scrollWidth <= {size[0]}")
+            page.until(f"document.querySelector('.cluster').scrollWidth <= {size[0]}")
+        assert "<img src=x" in page.js(SHOWN)
+        assert page.js("document.querySelectorAll('.cluster img, .cluster b').length") == 0
+        assert page.js("window.hacked ?? null") is None
+        # There is no plan for a model of such a name; the browser notes every answer with an error.
+        assert [one for one in page.complaints() if "/v1/cluster/plan" not in one] == []
+
+
+def test_a_lost_server_is_told_and_the_last_state_stays(browser: Chromium, server: PageServer) -> None:
+    server.service.state = STATUS
+    with browser.page() as page:
+        shown(page, server)
+        page.call(
+            "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
+        page.js("dispatchEvent(new Event('edgepp-key')); 0")  # the stream is opened again
+        page.until("document.querySelector('.cluster-parts').classList.contains('is-stale')", "it is told")
+        page.until("document.querySelector('.cluster-problem').innerText.includes('does not answer')")
+        page.becomes("document.querySelectorAll('.card').length", 2)
+        page.call(
+            "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
+        page.until("!document.querySelector('.cluster-parts').classList.contains('is-stale')", "it is live again")
