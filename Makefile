@@ -21,7 +21,8 @@ demo: $(VENV)/.ready  ## one Llama over two stage processes on this machine
 test: $(VENV)/.ready-dev  ## every check and every test
 	$(MAKE) check
 	$(BIN)/edgepp models pull smollm2-135m
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) || { echo "what failed is run once more, with nothing beside it" && \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none; }
 
 unit: $(VENV)/.ready-dev  ## the tests without sockets and processes: within a minute on two cores
 	$(BIN)/python -m pytest $(PARALLEL) tests/unit

@@ -13,12 +13,14 @@ from typing import Any
 from edgepp.benchmark.target import cluster
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.timing import Timing
-from edgepp.errors import EdgeppError
+from edgepp.errors import EdgeppError, PairingError
 from edgepp.python_api import Connection, connect
 from edgepp.wire.address import Address
 
 _LOOK_S = 0.2
 """Seconds between two looks at a cluster that is awaited."""
+_OPEN_S = 20.0
+"""How long a cluster may be busy or change its stages before the first check."""
 
 
 @dataclass
@@ -59,13 +61,24 @@ class Subject:
         return nullcontext()
 
     async def open(self) -> None:
-        """Read the cluster's model.
+        """Wait until the cluster is ready, and read its model.
 
         Raises:
-            EdgeppError: the cluster is not reached, or does not answer now.
+            EdgeppError: the cluster is not reached, or does not answer, within 20 s.
+            PairingError: this machine belongs to no cluster; known at once.
         """
-        status = await self.status()
-        cluster(status)  # refuses one that is not ready
+        until_s = time.monotonic() + _OPEN_S
+        while True:
+            try:
+                status = await self.status()
+                cluster(status)  # refuses one that is not ready
+                break
+            except PairingError:
+                raise
+            except EdgeppError:
+                if time.monotonic() >= until_s:
+                    raise
+            await asyncio.sleep(_LOOK_S)
         self.model = str(status["model"])
 
     async def ready(self, nodes: Collection[str] = ()) -> None:
