@@ -11,6 +11,7 @@ from typing import get_args
 
 import zmq
 
+from edgepp.cluster.discovery.network_paths import fastest_first
 from edgepp.engine.rebuild_plan import Holding
 from edgepp.engine.stage_handshake import ANSWER_S, Expectation, Peer, RingIdentity, ask, receive_answer
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
@@ -130,7 +131,8 @@ class RingLinks:
         longest = max_data_frame_bytes(self._width)
         if peer.welcome.has_head:
             longest = max_result_frame_bytes(self._width, self._expected.vocabulary)
-        self.opened.append(Link(self._context, peer.data_address, longest, route, protection))
+        address = fastest_first(self._context, peer.data_addresses, protection, self._echo_sizes(peer))[0]
+        self.opened.append(Link(self._context, address, longest, route, protection))
 
     def _attach(self, index: int, epoch: int, route: bytes, return_bytes_per_s: int) -> Attached:
         peer = self._peers[index]
@@ -173,18 +175,22 @@ class RingLinks:
             return ""
         return self._peers[index - 1].endpoint.key if index else self._keys.public
 
+    def _echo_sizes(self, peer: Peer) -> tuple[int, int]:
+        """Bytes of one hidden state, and of the long echo that measures a rate."""
+        row = self._width * codec.DTYPES[peer.welcome.dtype].itemsize
+        return row, min(PROBE_BYTES, max_data_frame_bytes(self._width))
+
     def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
         """One-way seconds of one hidden state, and bytes per second, on the ``link`` to ``peer``."""
-        itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
-        probe = min(PROBE_BYTES, max_data_frame_bytes(self._width))
+        row, probe = self._echo_sizes(peer)
         try:
-            echo_s = measure_echo(link, self._width * itemsize, ANSWER_S)
+            echo_s = measure_echo(link, row, ANSWER_S)
             large_s = measure_echo(link, probe, ANSWER_S, rounds=2)
         except RemoteProtocolError as error:
             raise StageLost(f"{peer} cannot be understood: {error}") from error
         if echo_s is None or large_s is None:
             raise StageLost(
-                f"the data port {peer.data_address} of {peer} does not answer",
+                f"the data port {link.address} of {peer} does not answer",
                 "a node uses two neighbouring ports: open both in its firewall",
             )
         return echo_s / 2, link_rate(echo_s, large_s, probe)

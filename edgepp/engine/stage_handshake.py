@@ -127,11 +127,6 @@ class Peer:
         return self.endpoint.key, self.welcome.pid, self.welcome.data_port
 
     @property
-    def data_address(self) -> Address:
-        """The stage's data socket, at the address that answered the coordinator."""
-        return Address(self.address.host, self.welcome.data_port)
-
-    @property
     def data_addresses(self) -> tuple[Address, ...]:
         """Addresses of the data socket for other stages to try, first the one that answered the coordinator."""
         hosts = dict.fromkeys((self.address.host, *(address.host for address in self.endpoint.addresses)))

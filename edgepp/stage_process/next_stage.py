@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import zmq
 
+from edgepp.cluster.discovery.network_paths import fastest_first
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.stage_process.bulk_link import BulkAttempt, BulkConnected
 from edgepp.wire.address import Address
@@ -148,15 +149,16 @@ class NextStageConnector:
         self._on_connected(BulkConnected(attempt, link, reason))
 
     def _link(self, addresses: str, key: str, given_up: Callable[[], bool]) -> Link:
-        """A link to the first of ``addresses`` that answers.
+        """A link by the fastest of ``addresses`` where several networks lead there, else by the first that answers.
 
         Raises:
             EdgeppError: None answers, or this machine has no keys.
         """
         parsed = [Address.parse(address) for address in addresses.split(",")]
         probe, keys = Echo(0, reply=False), pinned(self._keys, key)
+        ordered = fastest_first(self._context, parsed, keys, (self._row_bytes, self._probe_bytes), given_up)
         return connect_first(
-            self._context, parsed, probe, _ECHO_WAIT_S, _MAX_ECHO_FRAME_BYTES, keys, given_up=given_up
+            self._context, ordered, probe, _ECHO_WAIT_S, _MAX_ECHO_FRAME_BYTES, keys, given_up=given_up
         )[0]
 
     def _connect(self, attempt: ConnectAttempt) -> NextStageLink:

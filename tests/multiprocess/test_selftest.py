@@ -69,7 +69,8 @@ def test_a_real_cluster_is_asked_drained_and_found_out_where_its_weights_are_oth
             (other / WEIGHTS).replace(model / WEIGHTS)  # the cluster keeps the weights that it has loaded
             arguments = ("selftest", "--cluster", "-m", str(model), "--only", "exact")
             done = one.run(*arguments, timeout_s=4 * PATIENCE_S)
-    assert "checks" in (told := json.loads(first.stdout)), first
+    told = json.loads(first.stdout)
+    assert "checks" in told, first
     assert done.returncode == 1
     assert "!!  exact: 2 of 2 layer ranges give the 24 tokens of mlx-lm in float32; the pipeline 0 of 24" in done.stdout
     assert "→ this machine computes all layers rightly, so another one has damaged or other weights" in done.stdout

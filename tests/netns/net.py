@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _PREFIX4, _PREFIX6 = "10.77.0", "fd77"
-_BRIDGE, _PORT = "br0", "eth0"
+_BRIDGE, _PORT, _CABLE = "br0", "eth0", "eth1"
 _MDNS = ("224.0.0.251/32", "ff02::fb/128")
 _SNIFFER = Path(__file__).with_name("sniffer.py")
 _END_S = 10.0
@@ -231,6 +231,18 @@ class Host:
     def link(self, up: bool) -> None:
         """Plug the cable in, or pull it out; the host keeps its addresses."""
         _ip("-n", self._lan.namespace, "link", "set", self._port, "up" if up else "down")
+
+    def cable(self, other: Host) -> None:
+        """Connect ``other`` by a second cable, without the bridge: 10.78.0.1 here, 10.78.0.2 there."""
+        end = ("type", "veth", "peer", "name", _CABLE, "netns", other.namespace)
+        self._ip("link", "add", _CABLE, *end)
+        for number, host in enumerate((self, other), 1):
+            host._ip("addr", "add", f"10.78.0.{number}/24", "dev", _CABLE)
+            host._ip("link", "set", _CABLE, "up")
+
+    def uncable(self) -> None:
+        """Pull that cable out, and take its addresses away on both sides."""
+        self._ip("link", "del", _CABLE)
 
     def swallow(self, address: str, on: bool) -> None:
         """Whether all that this host sends to an IPv4 address vanishes, which neither side is told."""

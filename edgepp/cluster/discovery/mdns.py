@@ -33,6 +33,8 @@ SERVICE = "_edgepp._tcp.local."
 _MAX_NAMES = 64  # coordinators on one network; bounds the memory that a flood of names takes
 _TTL_S = 1200  # browsers ask again after three quarters of it; zeroconf accepts no less than 1125 s
 _RESOLVE_MS = 1000
+_MAX_RESOLVES = 6
+"""Questions for the records of one name; the wait after each is twice the one before, from one second."""
 _SETTLE_S = 0.2  # to wait for others after the first accepted announcement
 _CLOSE_S = 15.0
 
@@ -78,6 +80,10 @@ class _Responder(ABC):
     def _has_work(self) -> bool:
         """Whether ``_work`` has something to do. Called with the lock held."""
 
+    def _wait_s(self) -> float | None:
+        """Seconds after which to ask ``_has_work`` again unless something changes; None for never. With the lock."""
+        return None
+
     @abstractmethod
     def _work(self, zeroconf: Zeroconf) -> None:
         """Do the pending work."""
@@ -85,14 +91,17 @@ class _Responder(ABC):
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._closing or self._stale or (self._zeroconf is not None and self._has_work())
-                )
+                self._changed.wait_for(self._is_due, self._wait_s())
                 if self._closing:
                     break
+                if not self._is_due():
+                    continue
                 stale, self._stale = self._stale, False
             self._attempt(stale=stale)
         self._end()
+
+    def _is_due(self) -> bool:
+        return self._closing or self._stale or (self._zeroconf is not None and self._has_work())
 
     def _attempt(self, *, stale: bool) -> None:
         import zeroconf
@@ -198,7 +207,8 @@ class Browser(_Responder):
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
-        self._unresolved: list[str] = []
+        self._unresolved: dict[str, tuple[int, float]] = {}
+        """Names whose records did not arrive: how often they were asked for, and when to ask next (monotonic)."""
         super().__init__("other machines are not found automatically")
 
     def announcements(self) -> tuple[Announcement, ...]:
@@ -239,8 +249,8 @@ class Browser(_Responder):
             if len(self._names) >= _MAX_NAMES and name not in self._names:
                 return
             self._names[name] = None
-            if not resolved and name not in self._unresolved:
-                self._unresolved.append(name)
+            if not resolved:
+                self._unresolved.setdefault(name, (0, 0.0))
                 self._changed.notify_all()
 
     update_service = add_service
@@ -249,6 +259,7 @@ class Browser(_Responder):
         """Forget a name whose owner said goodbye, or whose records have expired."""
         with self._changed:
             self._names.pop(name, None)
+            self._unresolved.pop(name, None)
 
     def _begin(self, zeroconf: Zeroconf) -> None:
         with self._changed:
@@ -257,13 +268,23 @@ class Browser(_Responder):
         zeroconf.add_service_listener(SERVICE, self)  # type: ignore[arg-type]  # has its methods
 
     def _has_work(self) -> bool:
-        return bool(self._unresolved)
+        return any(due_s <= time.monotonic() for _, due_s in self._unresolved.values())
+
+    def _wait_s(self) -> float | None:
+        due = [due_s for _, due_s in self._unresolved.values()] if self._zeroconf is not None else []
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _work(self, zeroconf: Zeroconf) -> None:
-        """Ask once for the records that did not arrive with a name."""
+        """Ask for the records that did not arrive with a name: later answers leave out what this machine knows."""
         with self._changed:
-            name = self._unresolved.pop(0)
-        zeroconf.get_service_info(SERVICE, name, _RESOLVE_MS)
+            name = min(self._unresolved, key=lambda one: self._unresolved[one][1])
+            asked = self._unresolved[name][0] + 1
+        found = zeroconf.get_service_info(SERVICE, name, _RESOLVE_MS) is not None
+        with self._changed:
+            if found or asked >= _MAX_RESOLVES:
+                self._unresolved.pop(name, None)
+            elif name in self._unresolved:
+                self._unresolved[name] = asked, time.monotonic() + 2.0 ** (asked - 1)
 
     @staticmethod
     def _cached(zeroconf: Zeroconf, name: str) -> Announcement | None:
