@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -53,7 +54,8 @@ def fastest_first(
 ) -> list[Address]:
     """The ``addresses`` of a stage's data socket, first the one over which echoes of ``sizes`` bytes are fastest.
 
-    With fewer than two paths to that machine nothing is measured, and the order is as given.
+    With fewer than two paths to that machine nothing is measured, and the order is as given; so it is where no path
+    answers.
     """
     candidates = paths(addresses)
     if len(candidates) < 2:
@@ -61,7 +63,7 @@ def fastest_first(
     took = {address: _round_trips(context, address, pinned, sizes, given_up) for address in candidates}
     log.info("paths, seconds for two echoes: %s", ", ".join(f"{address} {s:.4f}" for address, s in took.items()))
     best = min(candidates, key=took.__getitem__)
-    return list(dict.fromkeys((best, *addresses)))
+    return list(addresses) if math.isinf(took[best]) else list(dict.fromkeys((best, *addresses)))
 
 
 def _round_trips(
@@ -78,9 +80,9 @@ def _round_trips(
             for size in sizes:
                 echo_s = measure_echo(link, size, PATH_WAIT_S, rounds=2, given_up=given_up)
                 if echo_s is None:
-                    return float("inf")
+                    return math.inf
                 total_s += echo_s
     except EdgeppError as error:
         log.debug("no path to %s: %s", address, error)
-        return float("inf")
+        return math.inf
     return total_s
