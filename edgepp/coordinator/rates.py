@@ -65,9 +65,8 @@ class Rates:
             elif self._readings:
                 self._tokens += max(0, reading.sums.tokens - self._readings[-1].sums.tokens)
             self._readings.append(reading)
-            first, last, _ = self._window(WINDOW_S)
-            if first is not None and last is not None and last.sums.steps > first.sums.steps:
-                self._steps = first.sums, last.sums, self._stages
+            if (steps := self._new_steps()) is not None:
+                self._steps = *steps, self._stages
         if now_s - self._noted_s >= HISTORY_S:
             if self._noted_s:
                 self._history.append(round(self._tokens / (now_s - self._noted_s), 2))
@@ -104,13 +103,14 @@ class Rates:
     def trip(self) -> dict[str, Any] | None:
         """Where the time of a decode step went, in mean seconds, of the newest steps; None before the first step."""
         steps = self._steps
-        if steps is None:
-            return None
+        return None if steps is None else {**trip_of(*steps), "live": self._new_steps() is not None}
+
+    def _new_steps(self) -> tuple[StepSums, StepSums] | None:
+        """The sums before and after the steps of the last ``WINDOW_S``; None where there was no step."""
         first, last, _ = self._window(WINDOW_S)
-        return {
-            **trip_of(*steps),
-            "live": first is not None and last is not None and last.sums.steps > first.sums.steps,
-        }
+        if first is None or last is None or last.sums.steps <= first.sums.steps:
+            return None
+        return first.sums, last.sums
 
     def _window(self, span_s: float) -> tuple[_Reading | None, _Reading | None, float]:
         """The reading at the beginning of the last ``span_s`` seconds, the newest one, and the seconds between them."""
