@@ -16,7 +16,7 @@ from edgepp.stage_process.frames import Frame, sequences_of, spans_of
 from edgepp.stage_process.held import held_messages
 from edgepp.stage_process.kv_arrivals import KvArrivals
 from edgepp.stage_process.kv_copies import KvCopies
-from edgepp.stage_process.kv_pieces import Piece, data_of, max_piece_bytes
+from edgepp.stage_process.kv_pieces import CachePiece, data_of, max_piece_bytes
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.stage_process.push_queue import PushFault, PushQueue
@@ -149,7 +149,7 @@ class BulkWork:
         if not message.keeps_copies or sender != message.copies_from or piece.stop > self._runner.context:
             raise RemoteProtocolError("a copy of keys and values that this stage does not keep")
         layers = LayerRange(piece.start_layer, piece.stop_layer)
-        kept = Piece(layers, piece.start, piece.stop, bytes(data_of(piece, frames)))
+        kept = CachePiece(layers, piece.start, piece.stop, bytes(data_of(piece, frames)))
         self._copies.keep((piece.epoch, piece.sequence), kept, piece.layout, piece.step)
 
     def kept(self, ring: Attachment, sender: str, message: Kept) -> Kept:

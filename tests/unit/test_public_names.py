@@ -16,8 +16,6 @@ from edgepp.errors import EdgeppError
 SHARED = {
     # The bodies of each API have the words of that API.
     "CalledFunction", "ChatMessage", "Reasoning", "ToolCall", "ToolChoice",
-    # A machine that is only thought of, in a body; a part of an answer on the wire, of a line, and of a cache.
-    "Machine", "Piece",
 }  # fmt: skip
 
 

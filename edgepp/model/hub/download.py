@@ -31,7 +31,8 @@ _HEAD_BYTES = 256 << 10  # more than the header of most files, and little compar
 _SPARE_BYTES = 64 << 20
 _MAX_SMALL_FILES_BYTES = 512 << 20
 
-Piece = tuple[PartialFile, Range]
+MissingRange = tuple[PartialFile, Range]
+"""A byte range to fetch, and the file that it is written into."""
 
 
 def download(source: HubRepository, parts: ModelParts, on_progress: Progress | None, newest: bool) -> Path:
@@ -177,7 +178,7 @@ def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, i
     return bytes(head), size, ranged
 
 
-def _fetch_pieces(hub: HubClient, commit: str, plan: Sequence[Piece], counter: _ProgressCounter) -> None:
+def _fetch_pieces(hub: HubClient, commit: str, plan: Sequence[MissingRange], counter: _ProgressCounter) -> None:
     """Fetch the pieces over several connections; the bytes that arrived are recorded even after an error."""
 
     def fetch_piece(file: PartialFile, piece: Range) -> int:
