@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from edgepp.coordinator.planner import Order
+from edgepp.coordinator.load_orders import Order
 from edgepp.layers import LayerRange
 from edgepp.wire.messages.nodes import Load, Restart, Retire, Unload, Warm
 from edgepp.wire.messages.rank_meetings import MeasureSum, RankAt

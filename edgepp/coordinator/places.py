@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgepp.cluster.membership import Member, Membership
+from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.load_tracker import host_id, split_host_id
 from edgepp.coordinator.rank_loads import part_ids
 from edgepp.layers import LayerRange
@@ -51,4 +51,20 @@ def stages_of(places: Sequence[Place]) -> list[tuple[Member, int, LayerRange, Lo
         (place.member, place.slot, place.layers, None if place.stage in loading else place.loaded)
         for place in places
         if place.rank == 0
+    ]
+
+
+def are_complete(places: Sequence[Place]) -> bool:
+    """Whether every process of the plan has loaded its layers, on a member that is joined or ready."""
+    return bool(places) and all(
+        place.loaded is not None and place.member.phase in (MemberPhase.JOINED, MemberPhase.READY) for place in places
+    )
+
+
+def missing(places: Sequence[Place]) -> list[Place]:
+    """The places that have not loaded their layers, on members that can be reached."""
+    return [
+        place
+        for place in places
+        if place.loaded is None and place.member.phase not in (MemberPhase.SUSPECT, MemberPhase.GONE)
     ]
