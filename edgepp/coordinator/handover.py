@@ -1,4 +1,4 @@
-"""What a rollout orders once the pipeline has moved to the stages of a new plan. Pure: stages in, orders out.
+"""Orders of a rollout that wait until the pipeline runs over the stages of a new plan. Pure: stages in, orders out.
 
 The stage processes of the former plan run until then, so that answers go on, and their sequences can move.
 """

@@ -1,4 +1,4 @@
-"""Where the processes of a plan's stages run, and what they have loaded. Pure: a plan and members in, places out."""
+"""Places of the processes of a plan's stages, each with its finished load. Pure: a plan and members in, places out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgepp.wire.messages.nodes import Loaded
 
 
 class Place(NamedTuple):
-    """Where one process of a stage runs: the whole stage, or one of the ranks that share its layers."""
+    """Member and slot of one process of a stage: of the whole stage, or of a rank that shares the stage's layers."""
 
     stage: int
     """Index of the stage in the plan."""

@@ -1,4 +1,4 @@
-"""Which plan is in force, and what each node has to load for it. Pure: members in, orders out.
+"""The plan in force, and the loads that nodes are ordered for it. Pure: members in, orders out.
 
 A new plan is made when members come, go or change, once they have been quiet for a moment. The new plan takes effect at
 once when it has to (a stage's node is gone), else when it is clearly better (``placement.replace``) and no answer is
@@ -178,7 +178,7 @@ class Planner:
         return self._load_orders(self.plan).load(stage, rank=0).group
 
     def weights(self, stage: int) -> tuple[int, ...]:
-        """How the ranks of a stage of the plan share its layers."""
+        """Weights by which the ranks of a stage of the plan share its layers, by rank; empty without a plan."""
         return tuple(part.weight for part in parts_of(self.plan.stages[stage][0])) if self.plan else ()
 
     def stages(self, members: Membership) -> list[tuple[Member, int, LayerRange, Loaded | None]]:

@@ -1,4 +1,4 @@
-"""What the cluster does at present: tokens per second, how busy each stage is, and where the time of a token goes.
+"""Present rates of the cluster: tokens per second, busy share of each stage, and parts of the time of a token.
 
 All of it is the difference of two readings of the engine's sums. The coordinator's thread takes the readings; any
 thread may ask.
@@ -101,7 +101,7 @@ class Rates:
 
     @property
     def trip(self) -> dict[str, Any] | None:
-        """Where the time of a decode step went, in mean seconds, of the newest steps; None before the first step."""
+        """Mean seconds of the newest decode steps, by part (``trip_of``); None before the first step."""
         steps = self._steps
         return None if steps is None else {**trip_of(*steps), "live": self._new_steps() is not None}
 
@@ -124,7 +124,7 @@ class Rates:
 
 
 def trip_of(before: StepSums, after: StepSums, stages: Sequence[StageInfo]) -> dict[str, Any]:
-    """Mean seconds of the decode steps between two readings, by where they went.
+    """Mean seconds of the decode steps between two readings, by part: wire, queue, compute and head.
 
     ``wire_s`` of a stage is the link into it, with codec and sockets: what was neither computing nor waiting is
     divided by the measured ways.
