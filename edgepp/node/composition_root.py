@@ -47,7 +47,7 @@ from edgepp.wire.address import Address
 
 @dataclass(frozen=True)
 class MemberOptions:
-    """What this machine offers to a cluster, and how the machine is paired with the cluster."""
+    """This machine's offer to a cluster, and the way in which the machine is paired with the cluster."""
 
     pairing: PairingOptions = field(default_factory=PairingOptions)
     pinned: LayerRange | None = None

@@ -74,7 +74,7 @@ class BulkWork:
 
     @property
     def wait_s(self) -> float | None:
-        """How long the compute thread may wait for the next frame at most; None where there is no work."""
+        """Longest wait of the compute thread for the next frame, in seconds; None where there is no bulk work."""
         if any(replays for replays, _ in self._replays.values()):
             return BUSY_INTERVAL_S
         waiting = [one.is_connected for one in self._senders.values() if one]
@@ -105,7 +105,7 @@ class BulkWork:
             self._pushes.pop(target).close()
 
     def held(self, epoch: int) -> Iterator[Held]:
-        """What the stage holds of an epoch."""
+        """Messages that report the sequences of an epoch that the stage holds."""
         layers = self._runner.model.layers
         yield from held_messages(epoch, "kv", layers, self._runner.lengths(epoch))
         yield from held_messages(epoch, "log", layers, self._boundary_log.lengths(epoch))
@@ -153,7 +153,7 @@ class BulkWork:
         self._copies.keep((piece.epoch, piece.sequence), kept, piece.layout, piece.step)
 
     def kept(self, ring: Attachment, sender: str, message: Kept) -> Kept:
-        """The reply to a stage that asks what is kept for it.
+        """The reply to a stage that asks for the state of its kept copies.
 
         Raises:
             RemoteProtocolError: Nothing is kept for that stage.

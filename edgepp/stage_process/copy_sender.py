@@ -34,7 +34,7 @@ log = logging.getLogger("edgepp.stage")
 
 @dataclass
 class _Sent:
-    """What the keeper has of one sequence."""
+    """State of one sequence at the keeper of the copies."""
 
     unchanged: int = sys.maxsize
     """Positions of which any copy that the keeper may have is right; all later ones were computed again since."""

@@ -47,7 +47,7 @@ class _Kept:
 
     @property
     def stops(self) -> list[int]:
-        """Where each piece ends."""
+        """Position at which each piece ends."""
         return [piece.stop for piece in self.pieces]
 
     def add(self, piece: CachePiece, step: int) -> None:
