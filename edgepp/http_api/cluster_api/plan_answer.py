@@ -1,4 +1,4 @@
-"""What the planner says of a model on this cluster, as it is or with other machines: `edgepp plan` over HTTP.
+"""`edgepp plan` over HTTP: forecasts of a model on this cluster, as it is or with other machines.
 
 The work is bounded by the number of machines, and is done in a thread, one question at a time.
 """

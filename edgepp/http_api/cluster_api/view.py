@@ -86,7 +86,7 @@ def _some(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
-    """``value`` with so many significant digits."""
+    """``value`` rounded to ``digits`` significant digits."""
     return None if value is None else float(f"{value:.{digits - 1}e}")
 
 

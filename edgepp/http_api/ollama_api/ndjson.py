@@ -55,7 +55,7 @@ def rfc3339(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class LineDelta:
-    """What one line adds to the answer."""
+    """Addition of one line to the answer."""
 
     text: str = ""
     thinking: str = ""
@@ -95,7 +95,7 @@ def _logprob(token: TokenLogprob) -> dict[str, Any]:
 
 
 def joined(deltas: Iterable[LineDelta]) -> LineDelta:
-    """What all lines together add to the answer."""
+    """All ``deltas`` as one."""
     whole = list(deltas)
     return LineDelta(
         "".join(delta.text for delta in whole),
@@ -119,7 +119,7 @@ class Lines:
     _names: dict[int, str] = field(default_factory=dict)
 
     def take(self, event: GenerationEvent) -> LineDelta | None:
-        """What ``event`` adds to the answer; an empty delta for a keep-alive line, None for nothing.
+        """The addition of ``event`` to the answer; an empty delta for a keep-alive line, None for nothing.
 
         Raises:
             RequestError: the arguments of a tool call are no JSON object.
