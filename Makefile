@@ -25,7 +25,7 @@ test: $(VENV)/.ready-dev  ## every check and every test
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none; }
 
 unit: $(VENV)/.ready-dev  ## the tests without sockets and processes: within a minute on two cores
-	$(BIN)/python -m pytest $(PARALLEL) tests/unit
+	$(BIN)/python -m pytest $(PARALLEL) -p no:schemathesis tests/unit
 
 check: $(VENV)/.ready-dev  ## format, lint, strict types, layer diagram
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,9 +11,20 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from edgepp.selftest.reference import greedy, whole_model
+from edgepp.selftest import reference
+from edgepp.selftest.reference import whole_model
 
 __all__ = ["greedy", "logits", "perplexity", "whole_model"]
+
+
+def greedy(path: Path, prompt_ids: Sequence[int], count: int) -> list[int]:
+    """The ``count`` likeliest tokens one after the other; kept, since many tests compare with the same ones."""
+    return list(_greedy(path, tuple(prompt_ids), count))
+
+
+@lru_cache(maxsize=256)
+def _greedy(path: Path, prompt_ids: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return tuple(reference.greedy(path, prompt_ids, count))
 
 
 def logits(path: Path, ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -130,7 +130,7 @@ class Stage:
 
     def put(self, frame: Forward | Batch, hidden: Any, sender: Sender = GUEST) -> None:
         """Let a frame wait in the socket, with the number of the first that waits there unless it has one."""
-        ring = self.compute._rings.get(frame.epoch)
+        ring = self.compute._rings.by_epoch.get(frame.epoch)
         if ring is not None and not frame.serial:
             frame = frame._replace(serial=ring._received)
         tensor = np.asarray(hidden, np.float32).tobytes()

@@ -18,7 +18,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.fetch import find_local
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.node.resources import usable_memory
+from edgepp.node.memory import usable_memory
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire import codec
 from edgepp.wire.codec import Array

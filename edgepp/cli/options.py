@@ -156,7 +156,7 @@ def _layers() -> Callable[[str], object]:
 
 
 def _bytes() -> Callable[[str], object]:
-    from edgepp.node.resources import parse_bytes
+    from edgepp.plan.quantities import parse_bytes
 
     return parse_bytes
 

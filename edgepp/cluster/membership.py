@@ -109,6 +109,11 @@ class Member:
         """The newest ``Loaded`` of ``slot``; None where the slot holds no layers."""
         return dict(self.loaded).get(slot)
 
+    @property
+    def holds_layers(self) -> bool:
+        """Whether the member's memory holds stages, by its last heartbeat."""
+        return 0 < self.memory_free_bytes < self.facts.memory_bytes
+
 
 class Membership:
     """The members of one cluster. ``version`` grows with every change that other members should know."""

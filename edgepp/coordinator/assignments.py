@@ -1,4 +1,4 @@
-"""Which layers of the plan each member runs, or why it runs none, as views and status show it."""
+"""Layers of the plan by member, or the reason why a member runs none, for views and the status."""
 
 from __future__ import annotations
 

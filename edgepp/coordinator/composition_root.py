@@ -38,8 +38,9 @@ from edgepp.model.catalogue.source import HubRepository, name_anywhere, resolve
 from edgepp.model.shape import shape_of
 from edgepp.model.tensor_shares import check_weights, share_out
 from edgepp.node.agent import NodeAgent
+from edgepp.node.memory import usable_memory
 from edgepp.node.offer import Offer
-from edgepp.node.resources import measure, usable_memory
+from edgepp.node.resources import measure
 from edgepp.placement.types import ModelSize, PlacementRequest, Policy
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.structured_log import name_process

@@ -1,4 +1,4 @@
-"""Which member guesses with a small model for the cluster's requests, and what it has to load. Pure: no socket.
+"""Choice of the member that guesses with a small model for the cluster's requests, and its load. Pure: no socket.
 
 Members that joined with `--draft` come first; with `serve --speculate MODEL` a member without layers may guess too. One
 member guesses at a time, the next one where its process keeps failing. Its stage slot runs a drafting process.

@@ -1,4 +1,4 @@
-"""How an answer ended, in numbers, for statistics and logs."""
+"""Numbers of an answer that has ended, for statistics and logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stage hosts have failed recently, and how long each is avoided. Pure: host ids and times in, times out.
+"""Recent failures of stage hosts, and the time for which each host is avoided. Pure: host ids and times in, times out.
 
 Every wait has a maximum and counts from the last failure. Failures are forgiven by work: an answer that was finished,
 or a stage that ran for ``STEADY_S`` seconds before it failed.
@@ -63,7 +63,7 @@ class FailureBackoff:
             del self._rows[host]
 
     def is_banned(self, host: str, now_s: float) -> bool:
-        """Whether other hosts should take this host's layers for now."""
+        """Whether this host is avoided at ``now_s``, so that other hosts take its layers."""
         row = self._rows.get(host)
         return row is not None and now_s < row.banned_until_s
 
@@ -74,5 +74,5 @@ class FailureBackoff:
 
 
 def doubled_s(first_s: float, doublings: int, max_s: float) -> float:
-    """``first_s`` doubled so many times, ``max_s`` at most."""
+    """``first_s`` doubled ``doublings`` times, at most ``max_s``; in seconds."""
     return min(max_s, first_s * 2.0 ** min(doublings, 32))

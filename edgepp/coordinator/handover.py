@@ -1,4 +1,4 @@
-"""What a rollout orders once the pipeline has moved to the stages of a new plan. Pure: stages in, orders out.
+"""Orders of a rollout that wait until the pipeline runs over the stages of a new plan. Pure: stages in, orders out.
 
 The stage processes of the former plan run until then, so that answers go on, and their sequences can move.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from edgepp.coordinator.planner import Order
+from edgepp.coordinator.load_orders import Order
 from edgepp.layers import LayerRange
 from edgepp.wire.messages.nodes import Load, Restart, Retire, Unload, Warm
 from edgepp.wire.messages.rank_meetings import MeasureSum, RankAt

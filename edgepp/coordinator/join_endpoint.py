@@ -1,4 +1,4 @@
-"""How new machines find and join the cluster: its announcement on the network, and its pairing server."""
+"""Announcement of the cluster on the network, and its pairing server: how new machines find and join it."""
 
 from __future__ import annotations
 

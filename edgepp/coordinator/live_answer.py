@@ -99,7 +99,7 @@ class LiveAnswer:
         return self._stream.stages if self._stream is not None else ()
 
     def to_json(self) -> dict[str, Any]:
-        """How far the answer is; ``waiting`` before a pipeline has accepted it, ``reading`` before its first token."""
+        """State and numbers of the answer: ``waiting`` for a pipeline, then ``reading`` until its first token."""
         timing = self.timing
         state = "writing" if timing.tokens else "reading" if self._stream is not None else "waiting"
         return {

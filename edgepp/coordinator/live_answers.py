@@ -1,4 +1,4 @@
-"""All answers under way: admitted by the shares of their owners, counted, and told of in the status and the log."""
+"""All answers under way: admitted by the shares of their owners, counted, and shown in the status and the log."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LiveAnswers:
 
     @property
     def num_running(self) -> int:
-        """Answers that the engine has; the others wait for a pipeline."""
+        """Number of answers that the engine has; the other answers wait for a pipeline."""
         return sum(live.running for live in self._snapshot())
 
     @contextmanager
@@ -111,7 +111,7 @@ class LiveAnswers:
         return live
 
     def end(self, live: LiveAnswer) -> None:
-        """Give the answer's place to others: it has ended, in whatever way."""
+        """Release the place of an answer that has ended, in whatever way."""
         with self._lock:
             self._live.discard(live)
             self._limiter.release(live.owner)
@@ -128,7 +128,7 @@ class LiveAnswers:
         log_answer(live.request_id, ended)
 
     def running(self) -> list[dict[str, Any]]:
-        """The answers under way in numbers, oldest first: nothing of who asks, and nothing of the text."""
+        """Numbers of each answer under way, oldest first, without its owner and its text."""
         return [live.to_json() for live in sorted(self._snapshot(), key=lambda live: live.asked_s)[:MAX_TOLD]]
 
     def cancel_all(self) -> None:

@@ -1,4 +1,4 @@
-"""When a model that loads may be ready, from the progress so far. Pure."""
+"""Estimated seconds until a loading model is ready, from the progress so far. Pure."""
 
 from __future__ import annotations
 

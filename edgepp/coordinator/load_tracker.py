@@ -19,7 +19,7 @@ STALLED_S = 120.0
 
 @dataclass
 class SlotLoad:
-    """What is known of the load of one slot."""
+    """State of the load of one slot."""
 
     ordered_s: float
     """When the load counts as ordered last: later where progress was reported or a retry has to wait."""

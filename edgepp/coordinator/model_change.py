@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CoordinatorModel:
-    """What the coordinator has of one model."""
+    """The coordinator's own parts of one model."""
 
     frontend: ModelFrontend
     name: str
@@ -57,7 +57,7 @@ MakeParts = Callable[[ModelFrontend], CoordinatorModel]
 
 @dataclass(frozen=True)
 class ModelChange:
-    """How far a change is."""
+    """State of a change of the model."""
 
     model: str
     state: Literal["opening", "fetching", "waiting", "loading", "ready", "failed"] = "opening"

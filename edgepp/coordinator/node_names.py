@@ -1,4 +1,4 @@
-"""Which node, or token, people mean by a name. Pure."""
+"""Look-up of the nodes and tokens that people call by a name. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MIN_DIGITS = 4
 
 
 class Identified(Protocol):
-    """What has the id of a node or token."""
+    """An object with the id of a node or token."""
 
     @property
     def node(self) -> str:
@@ -21,7 +21,7 @@ N = TypeVar("N", bound=Identified)
 
 
 def called(name: str, nodes: Iterable[N], names_of: Callable[[N], Collection[str | None]]) -> list[N]:
-    """Those of ``nodes`` that have this id, else those with this name or an id that begins so.
+    """The ``nodes`` with the id ``name``; without one, those with this name, or with an id that begins with it.
 
     An id counts before a name, since nodes choose their names.
     """

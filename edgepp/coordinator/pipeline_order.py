@@ -1,4 +1,4 @@
-"""Which pipeline a coordinator wants open, and where its processes listen."""
+"""The pipeline that a coordinator wants open, and the endpoints of its stages."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Where the processes of a plan's stages run, and what they have loaded. Pure: a plan and members in, places out."""
+"""Places of the processes of a plan's stages, each with its finished load. Pure: a plan and members in, places out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgepp.cluster.membership import Member, Membership
+from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.load_tracker import host_id, split_host_id
 from edgepp.coordinator.rank_loads import part_ids
 from edgepp.layers import LayerRange
@@ -14,7 +14,7 @@ from edgepp.wire.messages.nodes import Loaded
 
 
 class Place(NamedTuple):
-    """Where one process of a stage runs: the whole stage, or one of the ranks that share its layers."""
+    """Member and slot of one process of a stage: of the whole stage, or of a rank that shares the stage's layers."""
 
     stage: int
     """Index of the stage in the plan."""
@@ -51,4 +51,20 @@ def stages_of(places: Sequence[Place]) -> list[tuple[Member, int, LayerRange, Lo
         (place.member, place.slot, place.layers, None if place.stage in loading else place.loaded)
         for place in places
         if place.rank == 0
+    ]
+
+
+def are_complete(places: Sequence[Place]) -> bool:
+    """Whether every process of the plan has loaded its layers, on a member that is joined or ready."""
+    return bool(places) and all(
+        place.loaded is not None and place.member.phase in (MemberPhase.JOINED, MemberPhase.READY) for place in places
+    )
+
+
+def missing(places: Sequence[Place]) -> list[Place]:
+    """The places that have not loaded their layers, on members that can be reached."""
+    return [
+        place
+        for place in places
+        if place.loaded is None and place.member.phase not in (MemberPhase.SUSPECT, MemberPhase.GONE)
     ]

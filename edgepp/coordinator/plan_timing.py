@@ -26,7 +26,7 @@ MAX_BUSY_S = 30.0
 
 @dataclass
 class PlanTiming:
-    """What a plan depends on, when that changed, and for what the last plan was made."""
+    """The hosts that a plan depends on, the time of their last change, and the hosts of the last plan."""
 
     _began_s: float | None = None
     _seen: tuple[object, ...] = ()

@@ -1,4 +1,4 @@
-"""Which plan is in force, and what each node has to load for it. Pure: members in, orders out.
+"""The plan in force, and the loads that nodes are ordered for it. Pure: members in, orders out.
 
 A new plan is made when members come, go or change, once they have been quiet for a moment. The new plan takes effect at
 once when it has to (a stage's node is gone), else when it is clearly better (``placement.replace``) and no answer is
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.cluster.membership import Member, Membership
+from edgepp.coordinator.load_orders import LoadOrders, Order, unload_orders
 from edgepp.coordinator.load_tracker import STALLED_S, LoadTracker, host_id, split_host_id
-from edgepp.coordinator.places import Place, places_of, stages_of
+from edgepp.coordinator.places import Place, are_complete, missing, places_of, stages_of
 from edgepp.coordinator.plan_timing import PlanTiming
-from edgepp.coordinator.rank_loads import part_ids, rank_load
+from edgepp.coordinator.rank_loads import part_ids
 from edgepp.coordinator.stage_hosts import StageHosts
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
@@ -23,10 +24,7 @@ from edgepp.placement.group_search import with_groups
 from edgepp.placement.groups import parts_of
 from edgepp.placement.place import place, replace
 from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
-from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Unload
-
-Order = tuple[str, Load | Unload]
-"""A node id, and the message to send to that node."""
+from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
 
 
 @dataclass
@@ -177,11 +175,10 @@ class Planner:
         """The id of the ranks of a stage of the plan; 0 for a stage of one process."""
         if self.plan is None:
             return 0
-        host, layers = self.plan.stages[stage]
-        return self._rank_load(0, host, layers, 0).group
+        return self._load_orders(self.plan).load(stage, rank=0).group
 
     def weights(self, stage: int) -> tuple[int, ...]:
-        """How the ranks of a stage of the plan share its layers."""
+        """Weights by which the ranks of a stage of the plan share its layers, by rank; empty without a plan."""
         return tuple(part.weight for part in parts_of(self.plan.stages[stage][0])) if self.plan else ()
 
     def stages(self, members: Membership) -> list[tuple[Member, int, LayerRange, Loaded | None]]:
@@ -193,11 +190,7 @@ class Planner:
 
     def complete(self, members: Membership) -> bool:
         """Whether every stage of the plan is loaded on a member that is joined or ready."""
-        places = self.places(members)
-        return bool(places) and all(
-            place.loaded is not None and place.member.phase in (MemberPhase.JOINED, MemberPhase.READY)
-            for place in places
-        )
+        return are_complete(self.places(members))
 
     def is_loading(self, members: Membership) -> bool:
         """Whether a member that can be reached loads layers of the plan."""
@@ -214,7 +207,7 @@ class Planner:
     def _is_time(self, members: Membership, now_s: float, *, idle: bool) -> bool:
         """Whether changed members have waited long enough for a plan that is not urgent."""
         if self.plan is None:
-            goes_on = any(map(_holds_layers, members.present))
+            goes_on = any(member.holds_layers for member in members.present)
             return self._timing.is_time_for_first(now_s, all_present=self._all_present(members), goes_on=goes_on)
         return self._timing.is_time_for_better(now_s, idle=idle and not self.measuring)
 
@@ -269,39 +262,29 @@ class Planner:
         return replace(self.request, hosts, self.links, self.coordinator, self.plan)
 
     def _all_orders(self, members: Membership, now_s: float) -> list[Order]:
-        """What a new plan orders: unload the slots that it does not use, load the others."""
+        """What a new plan orders: unload the slots that the plan does not use, load the others."""
         self.loads.clear()
-        used = self._used
-        unloads: list[Order] = [
-            (member.node, Unload(self.plan_id, slot))
-            for member in members.present
-            for slot in range(member.facts.stage_slots)
-            if host_id(member.node, slot) not in {*used, self.drafting}
-        ]
-        return unloads + [
-            self._order(host, layers, rank, now_s)
-            for host, layers in (self.plan.stages if self.plan else ())
-            for rank in range(len(parts_of(host)))
-        ]
+        unloads = unload_orders(self.plan_id, members.present, {*self._used, self.drafting})
+        stages = self.plan.stages if self.plan else ()
+        ranks = [(stage, rank) for stage, (host, _) in enumerate(stages) for rank in range(len(part_ids(host)))]
+        return unloads + self._order(ranks, now_s)
 
     def _due_orders(self, members: Membership, now_s: float) -> list[Order]:
         """Loads to order again, since a message may be lost or the load has failed."""
-        stages = self.plan.stages if self.plan else ()
-        return [
-            self._order(*stages[place.stage], place.rank, now_s)
-            for place in self._missing(members)
-            if self.loads.is_due(place.host, now_s)
-        ]
+        missing = self._missing(members)
+        return self._order([(at.stage, at.rank) for at in missing if self.loads.is_due(at.host, now_s)], now_s)
 
-    def _order(self, host: str, layers: LayerRange, rank: int, now_s: float) -> Order:
-        part = part_ids(host)[rank]
-        self.loads.order(part, now_s)
-        node, slot = split_host_id(part)
-        return node, self._rank_load(slot, host, layers, rank)
+    def _order(self, ranks: Sequence[tuple[int, int]], now_s: float) -> list[Order]:
+        """Load orders for processes of the plan, given as stage and rank."""
+        if self.plan is None:
+            return []
+        orders = self._load_orders(self.plan)
+        for stage, rank in ranks:
+            self.loads.order(orders.host(stage, rank), now_s)
+        return [orders.order(stage, rank) for stage, rank in ranks]
 
-    def _rank_load(self, slot: int, host: str, layers: LayerRange, rank: int) -> Load:
-        load = Load(self.plan_id, slot, self.model, layers.start, layers.stop, self.exact, self.kv_bits)
-        return rank_load(load, host, rank, self.request.size.layers)
+    def _load_orders(self, plan: Plan) -> LoadOrders:
+        return LoadOrders(plan, self.plan_id, self.model, self.exact, self.kv_bits, self.request.size.layers)
 
     def _fail_stalled(self, members: Membership, now_s: float) -> None:
         """Count stalled loads as failed, so that a plan does not wait for them for ever."""
@@ -311,13 +294,4 @@ class Planner:
 
     def _missing(self, members: Membership) -> list[Place]:
         """The places of the plan that have not loaded their layers, on members that can be reached."""
-        return [
-            place
-            for place in self.places(members)
-            if place.loaded is None and place.member.phase not in (MemberPhase.SUSPECT, MemberPhase.GONE)
-        ]
-
-
-def _holds_layers(member: Member) -> bool:
-    """Whether a member's memory holds stages, by its last heartbeat."""
-    return 0 < member.memory_free_bytes < member.facts.memory_bytes
+        return missing(self.places(members))

@@ -1,4 +1,4 @@
-"""What the cluster does at present: tokens per second, how busy each stage is, and where the time of a token goes.
+"""Present rates of the cluster: tokens per second, busy share of each stage, and parts of the time of a token.
 
 All of it is the difference of two readings of the engine's sums. The coordinator's thread takes the readings; any
 thread may ask.
@@ -65,9 +65,8 @@ class Rates:
             elif self._readings:
                 self._tokens += max(0, reading.sums.tokens - self._readings[-1].sums.tokens)
             self._readings.append(reading)
-            first, last, _ = self._window(WINDOW_S)
-            if first is not None and last is not None and last.sums.steps > first.sums.steps:
-                self._steps = first.sums, last.sums, self._stages
+            if (steps := self._new_steps()) is not None:
+                self._steps = *steps, self._stages
         if now_s - self._noted_s >= HISTORY_S:
             if self._noted_s:
                 self._history.append(round(self._tokens / (now_s - self._noted_s), 2))
@@ -102,15 +101,16 @@ class Rates:
 
     @property
     def trip(self) -> dict[str, Any] | None:
-        """Where the time of a decode step went, in mean seconds, of the newest steps; None before the first step."""
+        """Mean seconds of the newest decode steps, by part (``trip_of``); None before the first step."""
         steps = self._steps
-        if steps is None:
-            return None
+        return None if steps is None else {**trip_of(*steps), "live": self._new_steps() is not None}
+
+    def _new_steps(self) -> tuple[StepSums, StepSums] | None:
+        """The sums before and after the steps of the last ``WINDOW_S``; None where there was no step."""
         first, last, _ = self._window(WINDOW_S)
-        return {
-            **trip_of(*steps),
-            "live": first is not None and last is not None and last.sums.steps > first.sums.steps,
-        }
+        if first is None or last is None or last.sums.steps <= first.sums.steps:
+            return None
+        return first.sums, last.sums
 
     def _window(self, span_s: float) -> tuple[_Reading | None, _Reading | None, float]:
         """The reading at the beginning of the last ``span_s`` seconds, the newest one, and the seconds between them."""
@@ -124,7 +124,7 @@ class Rates:
 
 
 def trip_of(before: StepSums, after: StepSums, stages: Sequence[StageInfo]) -> dict[str, Any]:
-    """Mean seconds of the decode steps between two readings, by where they went.
+    """Mean seconds of the decode steps between two readings, by part: wire, queue, compute and head.
 
     ``wire_s`` of a stage is the link into it, with codec and sockets: what was neither computing nor waiting is
     divided by the measured ways.

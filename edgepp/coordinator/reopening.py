@@ -1,4 +1,4 @@
-"""The waits between tries to open a pipeline: each failure in a row doubles them."""
+"""Waits between tries to open a pipeline: each failure in a row doubles the wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages that the pipeline has lost: who is told what, and which stage is started again."""
+"""Stages that the pipeline has lost: the pause of answers, and the restart of a stage that hangs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class StageLosses:
         return f"rank {place.rank} of {_stage_name(place._replace(loaded=None))}"
 
     def _gone(self, places: Sequence[Place]) -> str:
-        """Which of the ``places`` of the former plan is gone, and why; empty where all are there."""
+        """Sentence about the first of the ``places`` of the former plan that is gone; empty where all are present."""
         for place in places:
             member = place.member
             if member.phase is MemberPhase.GONE or place.slot >= member.facts.stage_slots:

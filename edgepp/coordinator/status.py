@@ -28,7 +28,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class HttpAddress:
-    """Where clients of OpenAI, Anthropic and Ollama reach the cluster."""
+    """Address at which clients of OpenAI, Anthropic and Ollama reach the cluster."""
 
     url: str
     """For clients on the coordinator's machine."""
@@ -116,7 +116,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
 
 
 def _loading(sources: StatusSources, state: str) -> dict[str, Any] | None:
-    """How far the model is, while it does not answer; None while it does."""
+    """Progress of the model that loads; None while the model answers."""
     if state == "ready":
         return None
     estimate = sources.rollout.estimate

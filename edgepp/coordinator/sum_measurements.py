@@ -31,7 +31,7 @@ _Pair = tuple[str, str]
 
 @dataclass
 class _Known:
-    """What is known of a pair whose messages came from ``hosts``."""
+    """Measurements of a pair of members whose messages came from the addresses ``hosts``."""
 
     hosts: tuple[str, str]
     cost: LinkSpeed | None = None

@@ -21,7 +21,7 @@ class ThreadWork:
         self._waiting: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
 
     def do(self, work: Callable[[], None]) -> None:
-        """Have the thread do ``work``, and return when it is done. Safe from any other thread.
+        """Have the thread call ``work``, and return once ``work`` has returned. Safe from any other thread.
 
         Raises:
             EdgeppError: the work raised it, or the thread has ended.
@@ -35,7 +35,7 @@ class ThreadWork:
         done.result()
 
     def run(self) -> None:
-        """Do what other threads have asked for; errors are raised to them. Called in the thread itself."""
+        """Do the queued work; an error is raised in the thread that gave the work. Called in the thread itself."""
         while not self._waiting.empty():
             work, done = self._waiting.get()
             try:

@@ -1,4 +1,4 @@
-"""Which keys a cluster admits: paired nodes, tokens and revoked keys, on disk and in the gate of the socket."""
+"""Keys that a cluster admits: paired nodes, tokens and revoked keys, on disk and in the gate of the socket."""
 
 from __future__ import annotations
 

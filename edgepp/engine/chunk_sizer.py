@@ -15,7 +15,7 @@ _SMOOTHING = 0.2
 
 
 class StageTraits(Protocol):
-    """What the engine core reads of a stage. Implemented by ``StageInfo`` and by the simulator."""
+    """Figures of a stage that the engine core needs. Implemented by ``StageInfo`` and by the simulator."""
 
     @property
     def chunk(self) -> int:

@@ -1,4 +1,4 @@
-"""What a coordinator does with cores of its own: whether one more step than there are stages travels the ring."""
+"""Use of a coordinator's own cores: whether one step more than the number of stages travels in the ring."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spare_step_pays(stages: Sequence[StageInfo], head_s: float) -> bool:
 
 
 def seconds_of_head(ends: EmbeddingAndHead, width: int) -> float:
-    """Least seconds in which ``ends`` give the logits of one hidden state of ``width``."""
+    """Shortest measured time, in seconds, of ``ends`` for the logits of one hidden state (1, ``width``)."""
     hidden = np.zeros((1, width), np.float32)
     took_s = []
     for _ in range(_REPEATS):

@@ -101,9 +101,9 @@ class DraftClient(threading.Thread):
         self.connection = 0
         """Number of the present connection; 0 for none."""
         self.drafter: Drafter | None = None
-        """The process that guesses; None while none is reached."""
+        """The drafting process in use; None while no drafting process is reached."""
         self.problem = ""
-        """Why the wanted process does not guess; empty where it does, or none is wanted."""
+        """Why the wanted drafting process does not guess; empty where it guesses, or where no process is wanted."""
         self.start()
 
     def begin(self) -> RemoteDraft:
@@ -193,7 +193,7 @@ class DraftClient(threading.Thread):
         return link, math.inf
 
     def _settle(self, error: EdgeppError | None = None) -> None:
-        """Tell who waits for the wanted process the outcome of the first try, if it was not told yet."""
+        """Report the outcome of the first try to the caller of ``use``, once."""
         if self._use is None or self._use.done.done():
             return
         if error is None:

@@ -37,11 +37,11 @@ class LayeredDraft:
         return found if self._lookup.match >= SURE_MATCH or not self._model.follows else modelled
 
     def record_in(self, trace: RequestTrace) -> None:
-        """Have it recorded how long the guesses of the model take."""
+        """Record in the trace how long the guesses of the small model take."""
         self._model.trace = trace
 
     def close(self) -> None:
-        """Release both; the request has ended."""
+        """Release both drafts; the request has ended."""
         self._lookup.close()
         self._model.close()
 
@@ -84,12 +84,12 @@ class Drafts:
 
     @property
     def drafter(self) -> Drafter | None:
-        """The process that guesses; None while none is reached."""
+        """The drafting process in use; None while no drafting process is reached."""
         return self._client.drafter if self._client is not None else None
 
     @property
     def problem(self) -> str:
-        """Why the wanted process does not guess; empty where it does, or none is wanted."""
+        """Why the wanted drafting process does not guess; empty where it guesses, or where no process is wanted."""
         return self._client.problem if self._client is not None else ""
 
     def close(self) -> None:

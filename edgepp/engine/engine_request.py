@@ -58,7 +58,7 @@ class EngineRequest(Request):
     events: queue.SimpleQueue[AnswerEvent] = field(default_factory=queue.SimpleQueue)
 
     def guesses_together(self, plan: GuessPlan, vocabulary: int) -> tuple[int, ...]:
-        """Guesses for the newest token's step, as many as pay by ``plan``; all are ids below ``vocabulary``."""
+        """Guesses for the step of the newest token, as many as pay by ``plan``: token ids below ``vocabulary``."""
         room = max(0, min(MAX_GUESSES, self.room_to_guess))
         guesses: Sequence[int] = self.sampler.forced() or self._drafted(min(room, plan.together))
         return tuple(itertools.takewhile(lambda token: 0 <= token < vocabulary, guesses[:room]))

@@ -153,7 +153,7 @@ class EngineThread:
         self.limits = RequestLimits(ring.stages, self._vocabulary)
         """What bounds the requests that are made from now on."""
         self.ring_identity = ring.orders.identity if isinstance(ring, NetworkRing) else None
-        """By what the ring that replaces this one knows its stages; None for a ring in this process."""
+        """Identity of the ring, by which the next ring recognises its stages; None for a ring in this process."""
         ring.wake_on(self.inbox)
         if self._draft_ready is not None:
             ring.wake_on(self._draft_ready)
@@ -276,7 +276,7 @@ class EngineThread:
 
     @property
     def end_reason(self) -> EdgeppError:
-        """Why what comes now is not done: a stage was lost, or the engine is closed."""
+        """Why new orders are refused: a stage was lost, or the engine is closed."""
         return self.lost or self.closing
 
     def refuse_orders(self) -> None:
@@ -286,7 +286,7 @@ class EngineThread:
 
 
 def refuse(order: Order | None, error: EdgeppError) -> None:
-    """Tell who waits for ``order`` that it is not carried out, because of ``error``."""
+    """Pass ``error`` to whoever waits for ``order``, which is not carried out."""
     if isinstance(order, SuspendOrder):
         order.done.set_exception(error)
     elif isinstance(order, ResumeOrder):

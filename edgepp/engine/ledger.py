@@ -156,7 +156,7 @@ class Ledger(Generic[AnyRequest]):
         return suspended + kept
 
     def resume(self, lengths: Mapping[int, int], spare: int, *, shares: bool) -> None:
-        """Keep of each sequence the positions in ``lengths``; the arguments are else those of the constructor."""
+        """Keep of each sequence the positions in ``lengths``; the other arguments are those of the constructor."""
         self._spare, self._shares = spare, shares
         for kept in self._prefixes:
             self._freed += self._prefixes.cut(kept.sequence, lengths.get(kept.sequence, 0))
@@ -214,7 +214,7 @@ class Ledger(Generic[AnyRequest]):
         return choose_prefix(request, self._prefixes, self._draining.values(), self.live.values(), self._copy_fits)
 
     def _copy_fits(self, kept: KeptSequence, needed: int) -> bool:
-        """Whether there is room for ``needed`` positions beside a kept sequence, without what is worth less than it."""
+        """Whether ``needed`` positions fit beside ``kept`` once all sequences worth less than ``kept`` are evicted."""
         if self._budget is None:
             return True
         held = self.held + self._idle - self._prefixes.positions_below(kept)

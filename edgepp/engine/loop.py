@@ -72,7 +72,7 @@ class EngineLoop:
 
     @property
     def suspended(self) -> EdgeppError | None:
-        """Why requests pause; None while they are computed."""
+        """Why requests pause; None while requests are computed."""
         return self._loop.suspension.reason
 
     @property
@@ -87,7 +87,7 @@ class EngineLoop:
 
     @property
     def ring_identity(self) -> RingIdentity | None:
-        """By what the ring that replaces this one knows its stages; None for a ring in this process."""
+        """Identity of the ring, by which the next ring recognises its stages; None for a ring in this process."""
         return self._loop.ring_identity
 
     @property
@@ -102,7 +102,7 @@ class EngineLoop:
 
     @property
     def step_sums(self) -> StepSums:
-        """Where the time of steps went since the engine took its ring."""
+        """Sums of the times of steps, in seconds by place, since the engine took its ring."""
         return self._loop.totals.read()
 
     @property

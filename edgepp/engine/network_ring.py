@@ -145,7 +145,7 @@ class NetworkRing:
 
     @property
     def refill_rows(self) -> int:
-        """Rows that ``refill`` may send at a time."""
+        """Greatest number of rows of one ``refill``."""
         return min(MAX_TOKENS, max(MIN_ROWS, self.stages[0].chunk))
 
     def refill(self, sequence: int, position: int, capacity: int, hidden: Array, until: int, source: int = 0) -> None:
@@ -233,7 +233,7 @@ class NetworkRing:
         self._context.term()
 
     def _receive(self, link: Link) -> bool:
-        """Take the messages of a link; whether there was one. A result is the last one where no step is left."""
+        """Handle the messages of a link, up to the result of the last step; whether there was any message."""
         index, taken = self._controls.get(link), False
         try:
             for _ in range(_MAX_MESSAGES_PER_TURN):

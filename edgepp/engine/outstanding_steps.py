@@ -50,7 +50,7 @@ class OutstandingSteps:
     """All steps in the ring by their numbers, oldest first."""
 
     def __init__(self, times: StepTimes) -> None:
-        """``times`` is what earlier steps took; it learns from these."""
+        """``times`` holds the seconds that earlier steps took, and learns from the steps of this ring."""
         self._times = times
         self._steps: dict[int, OutstandingStep] = {}
         self._progress_s = 0.0
@@ -117,7 +117,7 @@ class OutstandingSteps:
                     del self._steps[number]
 
     def postpone(self, gap_s: float) -> None:
-        """Move every deadline by ``gap_s`` seconds, in which this process did not run."""
+        """Move every deadline back by ``gap_s`` seconds, during which this process did not run."""
         self._progress_s += gap_s
         for step in self._steps.values():
             step.began_s += gap_s
@@ -138,13 +138,13 @@ class OutstandingSteps:
         return silent_s
 
     def is_wedged(self, stage: int, busy_s: float) -> bool:
-        """Whether a stage has been at one step for longer than at any step in the ring it may be."""
+        """Whether a stage has computed one step for longer than any step in the ring is allowed to take."""
         costs = [step.cost for step in self._steps.values()]
         allowed_s = (self._allowed_s(cost, cost.compute_s[stage], idle=False) for cost in costs)
         return bool(costs) and busy_s > max(allowed_s)
 
     def is_lost(self, now_s: float, reconnects: int) -> bool:
-        """Whether the oldest step was lost with a connection, where no stage computes: one was made again since."""
+        """Whether no stage computes, and the oldest step was lost with a connection that was made again since."""
         if not self._steps:
             return False
         oldest = next(iter(self._steps.values()))

@@ -1,4 +1,4 @@
-"""Fairness between the owners of requests: whose request is admitted next, and whose makes room. Pure.
+"""Fairness between the owners of requests: whose request is admitted next, and whose is preempted. Pure.
 
 Owners take turns, and an owner with less than an equal share of the budget has a claim to room.
 """

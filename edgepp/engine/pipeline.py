@@ -78,7 +78,7 @@ class Pipeline:
 
     @property
     def suspended(self) -> EdgeppError | None:
-        """Why requests pause until the pipeline has another ring; None while they are computed."""
+        """Why requests pause until the pipeline has another ring; None while requests are computed."""
         return self.engine.suspended
 
     @property
@@ -113,7 +113,7 @@ class Pipeline:
         return self._opening.join(endpoints, self.engine.ring_identity, given_up)
 
     def take_ring(self, ring: Ring) -> None:
-        """Go on over ``ring``, which ``open_ring`` gave, with all requests; returns when that is so.
+        """Continue all requests over a ``ring`` of ``open_ring``; returns once the engine has taken the ring.
 
         Raises:
             EdgeppError: the pipeline was closed; ``ring`` is closed too.

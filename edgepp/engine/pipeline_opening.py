@@ -86,7 +86,7 @@ class PipelineOpening:
             raise
 
     def _own_policy(self, ring: Ring) -> ComputePolicy | None:
-        """How the ends compute on the cores that the stages on this machine leave; None where they leave none."""
+        """Compute policy of the model ends on the cores that local stages leave free; None where no core is free."""
         options = self._options
         if options.local_processes:
             return ComputePolicy.coordinator(options.policy.threads, options.local_processes)
@@ -185,7 +185,7 @@ class PipelineOpening:
         return LocalRing([(info, model)]), ends
 
     def open_drafts(self) -> Drafts | None:
-        """What guesses for the pipeline's requests, with a process on this machine for a small model; None for nothing.
+        """Drafts for the pipeline's requests, with a process on this machine for a small model; None without guesses.
 
         Raises:
             EdgeppError: the small model cannot be loaded, or has other tokens.
@@ -225,6 +225,6 @@ class PipelineOpening:
         return 0.0 if ring.stages[-1].has_head else seconds_of_head(ends, self._checkpoint.hidden_size)
 
     def _progress(self, what: str) -> Callable[[int, int], None] | None:
-        """Receives the bytes of ``what`` that are loaded, and all its bytes; None where nobody looks."""
+        """Callback for the loaded bytes and all bytes of ``what``; None where no progress is shown."""
         on_progress = self._on_progress
         return None if on_progress is None else lambda done, total: on_progress(done, total, what)

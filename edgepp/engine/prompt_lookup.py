@@ -138,7 +138,7 @@ class PromptLookup:
 
     @property
     def match(self) -> int:
-        """The number of tokens behind which the last guesses were made."""
+        """Number of tokens of the match from which the last guesses came."""
         return self._place[2] if self._place is not None else 0
 
     def propose(self, ids: Sequence[int], max_guesses: int) -> Sequence[int]:
@@ -166,7 +166,7 @@ class PromptLookup:
         self._texts.keep(self._owner, self._text)
 
     def _read(self, ids: Sequence[int]) -> None:
-        """Bring the index to ``ids``, as far as one call may."""
+        """Update the index to ``ids``, by as many tokens as one call may read."""
         text = self._text
         keep = common_length(text.ids, ids)
         if keep < len(text.ids):
@@ -177,14 +177,14 @@ class PromptLookup:
             text.extend((token,))
 
     def _follow(self, token: int) -> None:
-        """Move the place of the match on if ``token`` comes next there too, else forget the place."""
+        """Move the match on by one if the matched text continues with ``token``, else forget the match."""
         if self._place is not None:
             where, at, length = self._place
             goes_on = at < len(where.ids) and where.ids[at] == token
             self._place = (where, at + 1, length + 1) if goes_on else None
 
     def _search(self) -> tuple[IndexedText, int, int] | None:
-        """The place of the longest match, of equal ones in this text."""
+        """The position behind the longest match; among equal matches, one in the request's own text."""
         place, longest = None, MIN_MATCH - 1
         for text in (self._text, *self._texts.of(self._owner)):
             at, length = text.longest_match(self._text.ids, longest)

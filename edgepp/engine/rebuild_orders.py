@@ -27,7 +27,7 @@ class RebuildOrders:
 
     @property
     def identity(self) -> RingIdentity:
-        """By what the stages are recognised in the ring that replaces this one."""
+        """Identity of the ring, by which the ring that replaces it recognises the stages."""
         return RingIdentity(self._epoch, frozenset(peer.process for peer in self._peers))
 
     def inspect(self) -> None:
@@ -41,7 +41,7 @@ class RebuildOrders:
         self._inventory.append(holding_of(stage, held))
 
     def holdings_outside(self, successor: RingIdentity, now_s: float) -> list[Holding]:
-        """What the stages hold that answer pings and are not part of ``successor``, numbered behind its stages."""
+        """Holdings of stages that answer pings and are not part of ``successor``, numbered behind its stages."""
         first = len(successor.processes)
         outside = {
             index

@@ -60,7 +60,7 @@ class Rebuild:
 
     @property
     def how(self) -> RecoveryKind:
-        """The name of the way; ``prefill`` where nothing is left to build on."""
+        """Name of the way of rebuilding; ``prefill`` where no keys, values or hidden states are left."""
         if self.refills:
             return "log"
         if any(move.what == "copy" for move in self.moves):
@@ -94,7 +94,7 @@ def plan_rebuild(sequence: int, wanted: int, stages: Sequence[LayerRange], holdi
 
 
 def _own(stage: int, layers: LayerRange, sequence: int, holdings: Sequence[Holding]) -> int:
-    """Positions that a stage of the new ring holds itself."""
+    """Number of positions of the sequence that a stage of the new ring holds already."""
     found = (one for one in holdings if (one.holder, one.what, one.layers) == (stage, "kv", layers))
     return max((one.positions.get(sequence, 0) for one in found), default=0)
 
@@ -120,7 +120,7 @@ def _sources(stage: int, layers: LayerRange, sequence: int, holdings: Sequence[H
 
 
 def _best_of(layer: int, stage: int, sequence: int, holdings: Sequence[Holding]) -> Holding | None:
-    """Which holding brings most positions of a ``layer`` to a stage; of equal ones, the first."""
+    """The holding with most positions of a ``layer`` for a stage; among equal holdings, the first."""
     found = [
         one
         for one in holdings

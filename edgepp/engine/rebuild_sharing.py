@@ -55,7 +55,7 @@ class SharedStarts:
         return longest
 
     def _knows(self, rebuild: Rebuild, refill: Refill) -> bool:
-        """Whether one of the stages that are refilled has positions of the sequence."""
+        """Whether any stage that is refilled holds positions of the sequence."""
         stages = range(refill.first, refill.until + 1)
         return any(
             one.what == "kv" and one.holder in stages and one.positions.get(rebuild.sequence, 0)

@@ -122,7 +122,7 @@ class Rebuilding:
             self._ring.refill(one.sequence, start, one.suspended.capacity, hidden, one.until, source)
 
     def _may_go(self, one: _Refilling) -> bool:
-        """Whether the start that a sequence shares was sent of the other sequence."""
+        """Whether the shared start of a sequence has been sent for the sequence that it is copied from."""
         return self._sent.get(one.shared.source, 0) >= one.shared.length
 
     def take(self, event: RingEvent) -> None:
@@ -158,7 +158,7 @@ class Rebuilding:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is awaited any more. Looking gives up what has stalled."""
+        """Whether no rebuild is awaited any more. Reading this gives up rebuilds that have stalled."""
         if self._missing and time.monotonic() - self._progress_s > self._patience_s:
             for sequence in list(self._missing):
                 self._give_up(sequence)
@@ -170,6 +170,6 @@ class Rebuilding:
         return self._lengths
 
     def regained(self, sequence: int) -> Regained:
-        """How a sequence was rebuilt, and what is prefilled again."""
+        """The way in which a sequence was rebuilt, and the positions that are prefilled again."""
         held = self._held.get(sequence, 0)
         return Regained(self._how.get(sequence, "prefill"), held - self._lengths.get(sequence, 0))

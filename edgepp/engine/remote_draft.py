@@ -98,7 +98,7 @@ class RemoteDraft:
             return unsent
 
     def lose(self) -> None:
-        """Tell the whole text again at the next call, since a message was lost."""
+        """Send the whole text again at the next call of ``propose``, since a message was lost."""
         with self._lock:
             self._connection = 0
             self._unsent.clear()

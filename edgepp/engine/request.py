@@ -234,17 +234,17 @@ class Request:
 
     @property
     def room_to_guess(self) -> int:
-        """Further guesses that the answer has room for: one token more is drawn behind the last guess."""
+        """Number of further guesses that fit into the answer, since one more token is drawn behind the last guess."""
         return self.max_tokens - self.tokens - 1 - len(self.guesses)
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it may be what makes stages fail, and so is computed beside no other suspect."""
+        """Whether the request may be what makes stages fail; at most one suspect request is computed at a time."""
         return self.recoveries >= MAX_RECOVERIES
 
     @property
     def capacity(self) -> int:
-        """Positions that its sequence may take at most."""
+        """Most positions that the sequence of the request may take."""
         return self.prompt_tokens + self.max_tokens
 
     def known(self, length: int) -> Ids:

@@ -27,7 +27,7 @@ class RequestStatus(Enum):
 
     @property
     def decodes(self) -> bool:
-        """Whether the prompt has been computed, or all tokens known when it was admitted again."""
+        """Whether the prompt of the request has been computed, or all its tokens were known at a second admission."""
         return self is RequestStatus.READY or self is RequestStatus.DECODE_IN_FLIGHT
 
 

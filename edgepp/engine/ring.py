@@ -55,14 +55,14 @@ class StageInfo:
 
 
 class ResultKind(NamedTuple):
-    """What returns of each wanted row of a step: its hidden state, its logits, or its likeliest tokens."""
+    """Form of each wanted row of a step's result: hidden state, logits, or the likeliest tokens."""
 
     form: ResultForm = "hidden"
     candidates: int = 0
     """Number of likeliest tokens, for the form ``candidates``."""
 
     def width(self, hidden_size: int, vocabulary: int) -> int:
-        """Columns of the rows that return."""
+        """Columns of each row of the result."""
         match self.form:
             case "hidden":
                 return hidden_size

@@ -208,7 +208,7 @@ def _codec_per_link(codecs: Sequence[LinkCodec], stages: int) -> list[LinkCodec]
 
 
 def holding_of(stage: int, held: Held) -> Holding:
-    """What a message of stage number ``stage`` says that it holds."""
+    """The holding that a message of stage number ``stage`` reports."""
     positions = dict(zip(held.sequences, held.positions, strict=True))
     return Holding(stage, held.what, LayerRange(held.start, held.stop), positions)
 

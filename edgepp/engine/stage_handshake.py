@@ -56,7 +56,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class RingIdentity:
-    """By what the stages of a ring are recognised in the ring that replaces it."""
+    """Identity of a ring, by which the ring that replaces it recognises the stages."""
 
     epoch: int
     processes: frozenset[tuple[str, int, int]]

@@ -93,7 +93,7 @@ class StageWatch:
         return StageLost(f"{self._stages[index]} has forgotten this chat: it was restarted or asleep")
 
     def look(self, *, judging: bool = True) -> StageLost | None:
-        """Ping the stages where that is due; the loss of a stage if there is one. Call this in each turn.
+        """Ping the stages that are due; returns the loss of a stage if there is one. Call this in each turn.
 
         Without ``judging``, as for a ring that is lost already, the stages that are left are kept from forgetting it.
         """
@@ -175,7 +175,7 @@ class StageWatch:
         return probe.refused
 
     def _forgive(self, now_s: float) -> None:
-        """Do not blame the stages for the time in which this thread itself did not run."""
+        """Move all deadlines by the time in which this thread itself did not run."""
         gap_s = now_s - self._looked_s
         self._looked_s = now_s
         if gap_s > _SLEEP_S:

@@ -176,7 +176,7 @@ class StepRunner:
                 self._abandon(live[sequence], error, "sending its newest token")
 
     def _result_for(self, *requests: EngineRequest) -> ResultKind:
-        """What a step has to return for these ``requests``: the least that all of them can draw from."""
+        """Form of the result of a step for ``requests``: the smallest form from which all of them can draw."""
         if not self._has_head:
             return HIDDEN_STATES
         counts = [request.sampler.candidates for request in requests]

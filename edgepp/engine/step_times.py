@@ -1,4 +1,4 @@
-"""How long steps take, learned per kind of step. Pure.
+"""Expected times of steps, learned per kind of step. Pure.
 
 The stages measure their speeds while nothing else runs. Other programs, long contexts and slow links make steps slower,
 so what counts is the ratio of the seconds that steps took to the seconds that the measured speeds say.
@@ -32,7 +32,7 @@ class StepKind(NamedTuple):
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step takes by the measured speeds of stages and links, in seconds."""
+    """Expected seconds of a step, by the measured speeds of stages and links."""
 
     kind: StepKind
     compute_s: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Where the time of steps went, summed since an engine took its ring. Readers take differences of two readings.
+"""Sums of the times of steps since an engine took its ring, by place. Readers take differences of two readings.
 
 The engine thread adds; any thread may read. A reading made during a step may have some of its sums and not the others.
 """
@@ -44,7 +44,7 @@ class StepTotals:
     def add_step(
         self, positions: int, compute_s: Sequence[float], queue_s: Sequence[float], ring_s: float, *, decodes: bool
     ) -> None:
-        """Add a step of so many ``positions``, all sequences together; ``queue_s`` is empty where nothing waits."""
+        """Add a step of ``positions`` positions of all its sequences; ``queue_s`` is empty where no step waits."""
         for stage, seconds in enumerate(compute_s):
             self._busy_s[stage] += seconds
         if not decodes:

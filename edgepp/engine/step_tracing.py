@@ -55,7 +55,7 @@ def admitted(request: EngineRequest) -> None:
 
 
 def follow_draft(request: EngineRequest) -> None:
-    """Have it noted how long guesses of another process take, from asking until they come; lookup takes no time."""
+    """Note in the trace the seconds from asking another process for guesses until they come; lookup takes no time."""
     if request.trace is not None and isinstance(request.draft, LayeredDraft):
         request.draft.record_in(request.trace)
 

@@ -1,4 +1,4 @@
-"""What the stages held when they were suspended, and what of it each waiting request goes on with. Pure."""
+"""Sequences that suspended stages hold for their waiting requests, until these continue. Pure."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RetainedSequences:
         return self._held.get(request.id)
 
     def drop(self, request: Request) -> list[int]:
-        """Retain nothing for a request any more; the sequence that was, or nothing."""
+        """Retain no sequence for a request any more; returns the sequence to free, if one was retained."""
         sequence, _ = self._held.pop(request.id, (0, 0))
         return [sequence] if sequence else []
 

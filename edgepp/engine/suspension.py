@@ -59,7 +59,7 @@ class Suspension:
 
     @property
     def reason(self) -> EdgeppError | None:
-        """Why requests pause; None while they do not. Safe from any thread."""
+        """Why requests pause; None while requests are computed. Safe from any thread."""
         pause = self._pause
         return None if pause is None else pause.reason
 
@@ -138,7 +138,7 @@ class Suspension:
                 self.recoveries[found.how] = self.recoveries.get(found.how, 0) + 1
 
     def refuse(self, error: EdgeppError) -> None:
-        """Tell who waits for a planned suspension that there will be none."""
+        """Tell whoever waits for a planned suspension that the engine will not be suspended."""
         if self._order is not None:
             self._order.done.set_exception(error)
 

@@ -21,7 +21,7 @@ class ResumeOrder:
     done: Future[None] = field(default_factory=Future)
 
     def refuse(self, error: EdgeppError) -> None:
-        """Close the ring, and tell who waits why it does not take over."""
+        """Close the ring, and tell whoever waits why the ring does not take over."""
         self.ring.close()
         self.done.set_exception(error)
 
@@ -48,7 +48,7 @@ class Takeover:
         return self.rebuilding.done
 
     def end(self, error: EdgeppError | None = None) -> None:
-        """Close the former ring, and tell who waits that the other has taken over, or why not: ``error``."""
+        """Close the former ring, and tell whoever waits that the new ring has taken over, or by ``error`` why not."""
         self._former.close()
         if error is None:
             self._done.set_result(None)

@@ -22,7 +22,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Regained:
-    """What came of the keys and values of one request when another ring took over."""
+    """Outcome for the keys and values of one request when another ring took over."""
 
     how: RecoveryKind
     prefilled: int
@@ -85,7 +85,7 @@ class Timing:
 
 @dataclass
 class Reuse:
-    """How many tokens of prompts needed no computing."""
+    """Number of prompt tokens that needed no computing."""
 
     asked: int = 0
     """Tokens of all prompts."""

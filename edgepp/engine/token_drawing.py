@@ -90,7 +90,7 @@ class DrawingThread:
         self._results.put(result)
 
     def take(self) -> Iterable[tuple[Draws, float]]:
-        """What was drawn since the last call, step by step, and how many seconds each took."""
+        """Tokens drawn since the last call, step by step, and the seconds that each step's drawing took."""
         return self.draws.drain()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A stored key: whose it is, and by what the secret is recognised."""
+    """A stored key: its owner's name, and the digest by which its secret is recognised."""
 
     name: str
     digest: str
@@ -63,7 +63,7 @@ def add_key(name: str, *, administers: bool = False) -> str:
 
 
 def revoke_key(name: str) -> None:
-    """Forget a key; running servers refuse it from the next request on.
+    """Forget a key; running servers refuse the key from the next request on.
 
     Raises:
         UsageError: there is no key of this name.

@@ -115,7 +115,7 @@ def _demand(sentence: str, types: Sequence[inspect.Type]) -> str:
 
 
 def _words(types: Sequence[inspect.Type]) -> str:
-    """What a value may be, in words of JSON; that null often stands for a missing value goes without saying."""
+    """Kinds of value that a type allows, in words of JSON; null for a missing value is not mentioned."""
     literals = [str(value) for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
     others = list(dict.fromkeys(word for one in types if (word := _word(one))))
     choices = [f"one of {', '.join(literals)}"] if literals else []
@@ -165,7 +165,7 @@ def _item(kind: inspect.Type) -> inspect.Type | None:
 
 
 def _at(value: Any, steps: Steps) -> Any:
-    """What stands in ``value`` at the end of ``steps``."""
+    """The value inside ``value`` that is reached by ``steps``."""
     for step in steps:
         try:
             value = value[step]

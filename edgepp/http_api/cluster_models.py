@@ -158,7 +158,7 @@ class ClusterModels:
             raise RequestError("invalid_request", str(error), error.hint, parameter="node") from error
 
     def observe(self, on_ended: OnEnded) -> None:
-        """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
+        """Register ``on_ended``, which is called with each answer that has ended, of any asker and in any thread."""
         self._cluster.observe(on_ended)
 
     def status(self) -> Mapping[str, Any]:
@@ -187,7 +187,7 @@ class ClusterModels:
 
     @property
     def retry_after_s(self) -> float:
-        """When a cluster that loads may be ready."""
+        """Estimated seconds until a cluster that loads is ready."""
         loading = self.status().get("loading") or {}
         eta_s = loading.get("eta_seconds")
         return LOADING_RETRY_S if eta_s is None else min(max(1.0, eta_s), _MAX_RETRY_S)
@@ -217,7 +217,7 @@ class ClusterModels:
         )
 
     def _now(self) -> _Current:
-        """What is known of the model that the cluster runs now."""
+        """Cached facts about the model that the cluster runs now."""
         frontend, current = self._cluster.frontend, self._current
         if current is None or current.text.frontend is not frontend:
             text = ModelText.of(frontend)

@@ -1,4 +1,4 @@
-"""What the endpoints of all APIs share: bodies, errors in the API's own form, streams, and clients that have gone."""
+"""Shared parts of the endpoints of all APIs: bodies, errors in the API's own form, streams, clients that have gone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering"
 
 @dataclass(frozen=True)
 class ErrorForm:
-    """How an API says that a request failed."""
+    """The form of an error of an API."""
 
     status: Callable[[RequestError], int]
     body: Callable[[RequestError, str], Mapping[str, Any]]

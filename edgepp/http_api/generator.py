@@ -41,7 +41,7 @@ LOADING_RETRY_S = 5.0
 
 
 class Asked(Protocol):
-    """What the generator needs of a cluster."""
+    """Interface of a cluster for the generator."""
 
     async def prepare(self) -> None:
         """Make ``text`` in a thread, unless that is done."""
@@ -64,7 +64,7 @@ class Asked(Protocol):
 
     @property
     def retry_after_s(self) -> float:
-        """When a cluster that loads may be ready."""
+        """Estimated seconds until a cluster that loads is ready."""
 
     def begin_trace(self, request: GenerationRequest, began_s: float) -> RequestTrace | None:
         """Begin the trace of a request that came at ``began_s``; None if it is not traced."""

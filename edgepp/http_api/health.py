@@ -1,4 +1,4 @@
-"""``/health`` and ``/ready``: whether the cluster can answer now; if not, why, how far it is and how long it takes."""
+"""``/health`` and ``/ready``: whether the cluster can answer now; if not, reason, progress and time left."""
 
 from __future__ import annotations
 

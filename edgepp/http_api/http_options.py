@@ -1,4 +1,4 @@
-"""Where the HTTP server listens, whom it admits, and its limits."""
+"""Options of the HTTP server: addresses, whom it admits, and limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - only with --lan or by an explicit
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client, and what all clients together, may take of the server."""
+    """Limits of the server, per client and for all clients together."""
 
     head_s: float = 10.0
     """Time for the whole head of a request, and before the first request of a connection."""
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """Where the HTTP server listens and whom it admits."""
+    """Addresses of the HTTP server, and whom it admits."""
 
     http: str = ""
     """Host and port, or ``off``: ``HOST:PORT``, a port of loopback as ``PORT`` or ``:PORT``, or a host alone.

@@ -27,7 +27,7 @@ class Listening:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where the sockets listen."""
+        """Addresses at which the sockets listen."""
         return tuple(Address(*one.getsockname()[:2]) for one in self.sockets)
 
     def close(self) -> None:

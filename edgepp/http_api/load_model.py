@@ -20,7 +20,7 @@ from edgepp.http_api.operation import Operation
 
 
 class LoadBody(msgspec.Struct, frozen=True):
-    """Which model to run."""
+    """The model to run."""
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     wait: bool = True

@@ -171,7 +171,7 @@ class _Given(Collector):
 
 
 def _families(service: ModelService) -> Iterator[Metric]:
-    """What is read from the state of the cluster."""
+    """Metrics that are read from the state of the cluster."""
     state, model = service.status(), service.model
     label = [model.name]
     engine: Mapping[str, Any] = state.get("engine") or {}

@@ -1,4 +1,4 @@
-"""What the files of the APIs may ask of the cluster; they know nothing of its sockets."""
+"""Interface of the cluster for the APIs, without its sockets."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class ModelService(Protocol):
         """
 
     def observe(self, on_ended: OnEnded) -> None:
-        """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
+        """Register ``on_ended``, which is called with each answer that has ended, of any asker and in any thread."""
 
     def status(self) -> Mapping[str, Any]:
         """The state of the cluster, as `edgepp status --json` prints it."""

@@ -13,7 +13,7 @@ from edgepp.tool_calls.tool_use import ToolUse
 
 @dataclass(frozen=True)
 class ModelText:
-    """What requests need of a model's text; made once per model. Blocks while the tokenizer's process works."""
+    """Tokenizer and tool format of a model, made once per model. Calls block while the tokenizer's process works."""
 
     frontend: ModelFrontend
     form: ToolFormat
@@ -34,7 +34,7 @@ class ModelText:
     def encode(
         self, prompt: Prompt, tool_use: ToolUse, context: int, owner: str, *, answered: bool = True
     ) -> EncodedPrompt:
-        """The prompt of ``owner`` as the model gets it; tools are offered in a conversation only.
+        """The encoded prompt of ``owner``; tools are offered in a conversation only.
 
         ``answered`` says whether the prompt must leave room for an answer; if not, a prompt is refused only if it is
         much longer than ``context``.

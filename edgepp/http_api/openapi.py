@@ -18,7 +18,7 @@ _ERRORS = "an error, as the API of this path writes it"
 
 
 def described(routes: list[BaseRoute]) -> list[BaseRoute]:
-    """The same routes, and ``/openapi.json`` about them."""
+    """The given routes, and ``/openapi.json``, which describes them."""
     body = document(routes)
 
     async def openapi(_: Request) -> Response:

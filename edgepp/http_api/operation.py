@@ -1,4 +1,4 @@
-"""A route together with what /openapi.json says of it."""
+"""A route together with its description in /openapi.json."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _MEDIA_TYPES = {
 
 @dataclass(frozen=True)
 class PageFile:
-    """One file as it is sent."""
+    """One file in the form in which it is sent."""
 
     media_type: str
     body: bytes

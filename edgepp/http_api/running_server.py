@@ -1,4 +1,4 @@
-"""Where the HTTP server of this machine listens, for other commands: a file that exists while the server runs."""
+"""Address of this machine's HTTP server, for other commands: a file that exists while the server runs."""
 
 from __future__ import annotations
 

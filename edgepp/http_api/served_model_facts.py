@@ -1,4 +1,4 @@
-"""What the APIs tell of the model of a cluster: names, sizes, quantisation and digest."""
+"""Facts about the model of a cluster that the APIs show: names, sizes, quantisation and digest."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class HttpServer(AsyncResource):
 
     @property
     def taken_port(self) -> int | None:
-        """The usual port, if another program holds it and the server listens at another one."""
+        """The usual port, if another program holds that port and the server listens at another one."""
         return self._bound.taken_port
 
     @property
@@ -217,7 +217,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Stop to accept; wait for running answers, then end them with an error; close all connections."""
+        """Stop accepting; wait for running answers, then end them with an error; close all connections."""
         for listener in (*self.servers, *(sockets or ())):
             listener.close()
         for connection in self._connections:

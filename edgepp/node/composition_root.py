@@ -36,8 +36,9 @@ from edgepp.model.tensor_shares import MAX_RANKS
 from edgepp.model.weights.model_parts import ModelParts
 from edgepp.node.agent import NodeAgent
 from edgepp.node.assignment import read_assignment
+from edgepp.node.memory import usable_memory
 from edgepp.node.offer import Offer
-from edgepp.node.resources import measure, usable_memory
+from edgepp.node.resources import measure
 from edgepp.node.stage_handle import Ready, StageProcess, check_listen
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
@@ -46,7 +47,7 @@ from edgepp.wire.address import Address
 
 @dataclass(frozen=True)
 class MemberOptions:
-    """What this machine offers to a cluster, and how the machine is paired with the cluster."""
+    """This machine's offer to a cluster, and the way in which the machine is paired with the cluster."""
 
     pairing: PairingOptions = field(default_factory=PairingOptions)
     pinned: LayerRange | None = None

@@ -17,7 +17,7 @@ OnFetched: TypeAlias = Callable[[int, int, str], None]
 def progress_reports(
     load: Load, activity: str, report: Callable[[Loading], None], superseded: Callable[[], bool]
 ) -> OnFetched:
-    """What to call with the progress of ``load``; it ends the work with an error where that is ``superseded``."""
+    """Callback for the progress of ``load``, which raises an error once the load is ``superseded``."""
     reported_s = 0.0
 
     def progress(done: int, total: int, _: str) -> None:

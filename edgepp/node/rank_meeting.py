@@ -18,7 +18,7 @@ _CHECK_INTERVAL_S = 0.1
 
 
 class RankMeeting:
-    """What one stage slot is told of the other ranks of its stage. ``tell`` is safe from any thread."""
+    """Reports about the other ranks of the stage of one slot. ``tell`` is safe from any thread."""
 
     def __init__(self) -> None:
         self._told: queue.SimpleQueue[RankAt] = queue.SimpleQueue()
@@ -63,7 +63,7 @@ class RankMeeting:
         return child.wait_ready(on_progress)
 
     def lost(self, status: int) -> str:
-        """Which rank a process that ended with ``status`` had lost, for people; empty where it ended otherwise."""
+        """Name of the lost rank that made a process end with ``status``, for people; empty for another cause."""
         rank = lost_rank(status, MAX_RANKS)
         if rank is None:
             return ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.node.resources import free_model_memory
+from edgepp.node.memory import free_model_memory
 from edgepp.node.stage_handle import Ready
 from edgepp.node.stage_ranks import StageChild, StageRanks
 from edgepp.wire.messages.nodes import Load, Loaded

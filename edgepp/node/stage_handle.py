@@ -186,7 +186,7 @@ def _close(pipe: IO[bytes] | None) -> None:
 
 
 def memory_hint(status: int) -> str:
-    """What to do about a stage process that ended with ``status``, if that is known; else empty."""
+    """Hint for users about a stage process that ended with ``status``; empty for a status without a known cause."""
     return "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
 
 

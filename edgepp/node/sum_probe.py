@@ -76,7 +76,7 @@ class SumProbe(threading.Thread):
                 self._report(SumMeasured(order.group, 0, 1, 0, sentence(reason)))
 
     def _measure(self, order: MeasureSum) -> str:
-        """Run one probe process; why it measured nothing, or empty."""
+        """Run one probe process; returns why there is no measurement, or an empty text."""
         self._group, keys = order.group, self._settings.keys
         if keys is None:
             return "this node has no keys"

@@ -44,7 +44,7 @@ Report = Loading | Loaded | NotLoaded | RankListens
 
 @dataclass(frozen=True)
 class _Assignment:
-    """What the slot is to run: a stage, or nothing. A later assignment supersedes it."""
+    """Assignment of a slot: a stage, or nothing. A later assignment supersedes an earlier one."""
 
     load: Load | None
 

@@ -20,7 +20,7 @@ from edgepp.model.fetch import fetch
 from edgepp.model.weights.byte_ranges import cut, total, union
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.model_parts import ModelParts
-from edgepp.node.resources import free_memory
+from edgepp.node.memory import free_memory
 from edgepp.wire.messages.nodes import Warm
 
 log = logging.getLogger("edgepp.node")

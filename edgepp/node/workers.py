@@ -1,4 +1,4 @@
-"""What a node follows the coordinator's orders with: its stage slots, the fetching of layers, the measuring of sums."""
+"""Parts of a node that follow the coordinator's orders: stage slots, the fetching of layers, the measuring of sums."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class NodeWorkers:
             worker.admit(keys)
 
     def follow(self, order: NodeOrder) -> None:
-        """Pass an order to who follows it.
+        """Pass an order to the part of the node that follows it.
 
         Raises:
             RemoteProtocolError: the node has no such stage slot.

@@ -1,4 +1,4 @@
-"""What a plan costs: memory of its stages, and seconds of its steps. Pure."""
+"""Costs of a plan: bytes of memory of its stages, and seconds of its steps. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which groups of hosts a plan uses: those that make it faster, or one of a given size. Pure."""
+"""Search for groups of hosts that make a plan faster, or for one group of a given size. Pure."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def parts_of(host: str) -> tuple[Part, ...]:
 
 
 def host_called(request: PlacementRequest, hosts: Sequence[StageHost], host: str, sums: Links) -> StageHost:
-    """The host with the id ``host``, one of ``hosts`` or a group of them."""
+    """The host with the id ``host``: one of ``hosts``, or a group of ``hosts``."""
     by_id = {one.id: one for one in hosts}
     if host in by_id:
         return by_id[host]

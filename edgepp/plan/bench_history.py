@@ -46,7 +46,7 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """What the run measured: the version, and the commit if there is one."""
+        """Name of the measured state: the version, and the commit if there is one."""
         return f"{self.version} {self.commit}" if self.commit else self.version
 
 
@@ -92,7 +92,7 @@ def read_entries(folder: Path) -> list[HistoryEntry]:
 
 
 def series(entries: Iterable[HistoryEntry]) -> dict[tuple[str, str, str], list[HistoryEntry]]:
-    """Entries that can be compared, in their order: those of one model, shape and machine."""
+    """Comparable entries in their order: those of one model, shape and machine."""
 
     def key(entry: HistoryEntry) -> tuple[str, str, str]:
         return entry.model, entry.shape, entry.machine

@@ -13,12 +13,11 @@ from typing import Any
 from edgepp.backend.device import GPUS
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.node.resources import parse_bytes
 from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed, ModelSize
 from edgepp.plan import hardware
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
-from edgepp.plan.quantities import parse_bytes_per_s, parse_flops_per_s, parse_link
+from edgepp.plan.quantities import parse_bytes, parse_bytes_per_s, parse_flops_per_s, parse_link
 
 MEMORY_BYTES_PER_S = 50e9
 """Default rate of a node's memory: two channels of DDR4."""

@@ -27,11 +27,11 @@ class BestNode:
 
     name: str
     prediction: Prediction
-    speed: float
+    speedup: float
     """Time on this node / time on the cluster for one answer, prompt and all tokens."""
     requests: int
-    """Number of requests at the same time for ``throughput``."""
-    throughput: float
+    """Number of requests at the same time for ``throughput_ratio``."""
+    throughput_ratio: float
     """Tokens/s of the cluster / tokens/s of this node, with ``requests`` at the same time."""
 
 
@@ -119,7 +119,7 @@ def best_node(question: ClusterQuestion, layout: Layout) -> BestNode | None:
     return BestNode(
         name=name,
         prediction=prediction,
-        speed=prediction.answer_s(question.workload) / together.answer_s(question.workload),
+        speedup=prediction.answer_s(question.workload) / together.answer_s(question.workload),
         requests=_MANY_REQUESTS,
-        throughput=together.decode[-1].tokens_per_s / prediction.decode[-1].tokens_per_s,
+        throughput_ratio=together.decode[-1].tokens_per_s / prediction.decode[-1].tokens_per_s,
     )

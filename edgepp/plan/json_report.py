@@ -212,7 +212,7 @@ def _best_node_dict(node: BestNode) -> dict[str, Any]:
         "node": node.name,
         "ttft_s": node.prediction.prefill.ttft_s,
         "tpot_s": node.prediction.one.tpot_s,
-        "times_as_fast": node.speed,
+        "times_as_fast": node.speedup,
         "requests": node.requests,
-        "times_the_tokens_per_s": node.throughput,
+        "times_the_tokens_per_s": node.throughput_ratio,
     }

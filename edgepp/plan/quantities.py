@@ -1,18 +1,41 @@
-"""Readers of quantities in text, for options and files: rates, links, times."""
+"""Readers of quantities in text, for options and files: sizes, rates, links, times."""
 
 from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from edgepp.errors import UsageError
 from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 _NUMBER = r"\s*(\d{1,18}(?:\.\d{1,9})?(?:e\d{1,2})?)\s*"
 _PAYLOAD = 0.94
 """The share of a link's bits that TCP over Ethernet carries, 1448 bytes in a frame of 1538 on the wire."""
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as ``8GB``, ``500 MB``, ``1.5GiB``, ``8G`` or ``65536B``; GB is 10⁹, GiB is 2³⁰ bytes.
+
+    Raises:
+        UsageError: The text is no such size, has no unit, or is less than a byte.
+    """
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kmgt])(i?))?(b?)\s*", text, re.IGNORECASE | re.ASCII)
+    size = 0
+    if match is not None and not (match[2] or match[4]):
+        raise UsageError(
+            f"'{text}' is not a size of memory: it has no unit", f"write {match[1]}GB, {match[1]}MB or {match[1]}B"
+        )
+    if match is not None:
+        units = _BINARY_UNITS if match[3] else _UNITS
+        size = int(Fraction(match[1]) * units[(match[2] or "").lower()])
+    if size < 1:
+        raise UsageError(f"'{text}' is not a size of memory", "write it like 8GB, 500MB or 1.5GiB")
+    return size
 
 
 def parse_bytes_per_s(text: str) -> float:

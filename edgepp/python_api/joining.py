@@ -9,7 +9,7 @@ from edgepp.cluster.pairing.join import PairingOptions
 from edgepp.errors import UsageError
 from edgepp.layers import LayerRange
 from edgepp.node.composition_root import LoneStageOptions, LoneStageService, MemberOptions, MemberService
-from edgepp.node.resources import parse_bytes
+from edgepp.plan.quantities import parse_bytes
 from edgepp.python_api.background_service import Background
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.wire.address import Address

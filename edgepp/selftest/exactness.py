@@ -16,7 +16,7 @@ from edgepp.model.fetch import fetch
 from edgepp.model.shape import shape_from_config
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.node.resources import usable_memory
+from edgepp.node.memory import usable_memory
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.selftest import reference
 from edgepp.selftest.result import CheckResult

@@ -1,4 +1,4 @@
-"""A ring as one of its stages sees it: who sends, who receives, and the numbers of the frames on both links."""
+"""A ring from the side of one stage: its sender, its receiver, and the numbers of the frames on both links."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from edgepp.stage_process.frames import Frame, sequences_of, spans_of
 from edgepp.stage_process.held import held_messages
 from edgepp.stage_process.kv_arrivals import KvArrivals
 from edgepp.stage_process.kv_copies import KvCopies
-from edgepp.stage_process.kv_pieces import Piece, data_of, max_piece_bytes
+from edgepp.stage_process.kv_pieces import CachePiece, data_of, max_piece_bytes
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.stage_process.push_queue import PushFault, PushQueue
@@ -74,7 +74,7 @@ class BulkWork:
 
     @property
     def wait_s(self) -> float | None:
-        """How long the compute thread may wait for the next frame at most; None where there is no work."""
+        """Longest wait of the compute thread for the next frame, in seconds; None where there is no bulk work."""
         if any(replays for replays, _ in self._replays.values()):
             return BUSY_INTERVAL_S
         waiting = [one.is_connected for one in self._senders.values() if one]
@@ -105,7 +105,7 @@ class BulkWork:
             self._pushes.pop(target).close()
 
     def held(self, epoch: int) -> Iterator[Held]:
-        """What the stage holds of an epoch."""
+        """Messages that report the sequences of an epoch that the stage holds."""
         layers = self._runner.model.layers
         yield from held_messages(epoch, "kv", layers, self._runner.lengths(epoch))
         yield from held_messages(epoch, "log", layers, self._boundary_log.lengths(epoch))
@@ -149,11 +149,11 @@ class BulkWork:
         if not message.keeps_copies or sender != message.copies_from or piece.stop > self._runner.context:
             raise RemoteProtocolError("a copy of keys and values that this stage does not keep")
         layers = LayerRange(piece.start_layer, piece.stop_layer)
-        kept = Piece(layers, piece.start, piece.stop, bytes(data_of(piece, frames)))
+        kept = CachePiece(layers, piece.start, piece.stop, bytes(data_of(piece, frames)))
         self._copies.keep((piece.epoch, piece.sequence), kept, piece.layout, piece.step)
 
     def kept(self, ring: Attachment, sender: str, message: Kept) -> Kept:
-        """The reply to a stage that asks what is kept for it.
+        """The reply to a stage that asks for the state of its kept copies.
 
         Raises:
             RemoteProtocolError: Nothing is kept for that stage.

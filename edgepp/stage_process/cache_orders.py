@@ -1,4 +1,4 @@
-"""What an order about a cache changes: rank 0 of a group does it to its own model, then has the other ranks do it."""
+"""Changes of a cache by an order: rank 0 of a group changes its own model, then orders the other ranks to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the computing processes of one machine share its cores: number of threads, spinning, busy waiting, huge pages.
+"""Shares of a machine's cores for its computing processes: number of threads, spinning, busy waiting, huge pages.
 
 Every process that computes takes its policy from this module: a model in one process, local stage processes, the stage
 processes of a node, and the speed probe. No process is pinned to a core.
@@ -30,7 +30,7 @@ def physical_cores() -> int:
 
 @dataclass(frozen=True)
 class ComputePolicy:
-    """How one process that computes uses the cores of its machine."""
+    """Use of a machine's cores by one process that computes."""
 
     threads: int
     """Compute threads of the process."""

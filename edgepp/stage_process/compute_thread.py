@@ -18,14 +18,14 @@ from edgepp.stage_process.message_queue import MAX_MESSAGES, MessageQueue, Waiti
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageLink, Reply
 from edgepp.stage_process.request_names import RequestNames
+from edgepp.stage_process.rings import Rings
 from edgepp.wire import codec
-from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.frame_marks import clock_us
 from edgepp.wire.link_rate import PROBE_BYTES
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller, wait_awake
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages.control import Attach, Attached, Detach, Fault, FrameLost, Free
+from edgepp.wire.messages.control import Detach, Fault, FrameLost, Free
 from edgepp.wire.messages.data import Batch, Echo, Forward, Kept, KvPiece
 from edgepp.wire.messages.recovery import Expect, Inventory, Push, Rebuilt, Replay
 from edgepp.wire.permissions import check_speaker
@@ -69,11 +69,11 @@ class ComputeThread:
         self.outbox: Mailbox[Reply] = Mailbox()
         self.status = ComputeStatus(runner, lambda: self.bulk.nbytes)
         data.traffic = self.status.traffic
-        self._rings: dict[int, Attachment] = {}
         boundary_log = BoundaryLog()
         self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._report_unreachable)
         self._names = RequestNames(runner)
         self.bulk = BulkWork(runner, self._sender, boundary_log, max_copies_bytes, self._fault, self._rebuilt)
+        self._rings = Rings(runner, self._sender, self.bulk, self.status, self.outbox)
         self._queue = MessageQueue()
         self._bulk_moved = False
         """Whether bulk data was sent in the last turn."""
@@ -96,7 +96,7 @@ class ComputeThread:
     def _move_bulk(self) -> bool:
         """Send some bulk data between two frames; an unexpected error is logged."""
         try:
-            return self.bulk.move(self._rings)
+            return self.bulk.move(self._rings.by_epoch)
         except Exception as error:
             if self._log_sampler.should_log("bulk", type(error).__name__):
                 log.exception("sending bulk data failed")
@@ -124,8 +124,7 @@ class ComputeThread:
         for command in self.inbox.drain():
             if isinstance(command, NextStageLink | BulkConnected):
                 self.execute(command)
-        for epoch in list(self._rings):
-            self._detach(epoch)
+        self._rings.close()
         for command in self.inbox.drain():
             if isinstance(command, BulkConnected):
                 command.hand_over()
@@ -136,66 +135,23 @@ class ComputeThread:
         try:
             match command:
                 case NextStageLink():
-                    self._attach(command)
+                    self._rings.attach(command)
                 case Free():
                     self.runner.free(command.epoch, command.sequence)
                 case Detach():
-                    self._detach(command.epoch)
+                    self._rings.detach(command.epoch)
                 case BulkConnected():
                     if command.link is not None:
                         command.link.traffic = self.status.bulk_traffic
                     command.hand_over()
                 case Inventory():
-                    self._tell_inventory(command.epoch)
+                    self._rings.tell_inventory(command.epoch)
                 case Replay() | Expect() | Push():
-                    if (ring := self._rings.get(command.epoch)) is not None:
+                    if (ring := self._rings.by_epoch.get(command.epoch)) is not None:
                         self.bulk.order(ring, command)
         except Exception as error:
             if self._log_sampler.should_log("command", type(error).__name__):
                 log.exception("a command failed")
-
-    def _attach(self, next_stage: NextStageLink) -> None:
-        attempt, link, message = next_stage.attempt, next_stage.link, next_stage.attempt.message
-        if attempt.given_up:
-            if link is not None:
-                link.close()
-            return
-        self._detach(message.epoch)
-        if link is not None:
-            link.traffic = self.status.traffic
-        if message.inherits:
-            self._inherit(message)
-        bytes_per_s = next_stage.bytes_per_s if link is not None else message.return_bytes_per_s
-        choice = CodecChoice(message.codec, bytes_per_s)
-        ring = self._rings[message.epoch] = Attachment(message, attempt.control, link, choice)
-        self.bulk.attach(ring, bytes_per_s)
-        self._tell_inventory(message.epoch)
-        self.outbox.put(
-            (attempt.control, Attached(message.epoch, int(next_stage.echo_s * 1e6), next_stage.bytes_per_s))
-        )
-
-    def _tell_inventory(self, epoch: int) -> None:
-        if (ring := self._rings.get(epoch)) is not None:
-            for held in self.bulk.held(epoch):
-                self.outbox.put((ring.control, held))
-
-    def _inherit(self, message: Attach) -> None:
-        """Move the sequences of the epoch that the new ring replaces, whose frames are dropped from now on."""
-        replaced = self._rings.pop(message.inherits, None)
-        for _ in range(self._sender.forget(message.inherits)):
-            self.status.drop("a frame of a ring that was replaced")
-        self.bulk.detach(message.inherits)
-        if replaced is not None:
-            replaced.close()
-        self.runner.inherit(message.inherits, message.epoch)
-
-    def _detach(self, epoch: int) -> None:
-        ring = self._rings.pop(epoch, None)
-        self._sender.forget(epoch)
-        self.bulk.detach(epoch)
-        if ring is not None:
-            ring.close()
-        self.runner.forget(epoch)
 
     def receive(self) -> None:
         """Receive what has arrived, as far as there is room, and handle the oldest message that was not handled yet.
@@ -239,7 +195,7 @@ class ComputeThread:
         return True
 
     def _checked(self, sender: Sender, frame: Frame, tensor: list[memoryview], received_us: int) -> WaitingFrame:
-        ring = self._ring(frame.epoch)
+        ring = self._rings[frame.epoch]
         if sender.key != ring.message.previous_key:
             raise RemoteProtocolError("a frame of another sender than the previous stage")
         if ring.arrived(frame.serial):
@@ -258,21 +214,16 @@ class ComputeThread:
             case WaitingMessage(sender, Echo() as echo, parts):
                 self.data.send(sender.route, [encode(echo._replace(reply=True)), *parts])
             case WaitingMessage(sender, KvPiece() as piece, parts):
-                self.bulk.receive(self._ring(piece.epoch), sender.key, piece, parts)
+                self.bulk.receive(self._rings[piece.epoch], sender.key, piece, parts)
             case WaitingMessage(sender, Kept() as kept, _):
-                self.data.send(sender.route, [encode(self.bulk.kept(self._ring(kept.epoch), sender.key, kept))])
-            case WaitingFrame(ring=ring, frame=frame) if self._ring(frame.epoch) is not ring:
+                self.data.send(sender.route, [encode(self.bulk.kept(self._rings[kept.epoch], sender.key, kept))])
+            case WaitingFrame(ring=ring, frame=frame) if self._rings[frame.epoch] is not ring:
                 raise RemoteProtocolError("a frame of a ring that was replaced")
             case WaitingFrame(frame=frame) if self._queue.voids(frame):
                 self.runner.counters.void += 1
             case WaitingFrame() as waiting:
                 self._run(waiting)
         return True
-
-    def _ring(self, epoch: int) -> Attachment:
-        if (ring := self._rings.get(epoch)) is None:
-            raise RemoteProtocolError(f"a message of the unknown epoch {epoch}")
-        return ring
 
     def _run(self, waiting: WaitingFrame) -> None:
         ring, frame = waiting.ring, waiting.frame

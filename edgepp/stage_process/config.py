@@ -19,14 +19,14 @@ RANK_LOST_STATUS = 64
 
 
 def lost_rank(status: int, ranks: int) -> int | None:
-    """Which of ``ranks`` a rank's process that ended with ``status`` had lost; None where it ended otherwise."""
+    """The lost rank, one of ``ranks``, that made a rank's process end with ``status``; None for another cause."""
     rank = status - RANK_LOST_STATUS
     return rank if 0 <= rank < ranks else None
 
 
 @dataclass(frozen=True)
 class RankConfig:
-    """Which rank of a tensor-parallel stage a process is."""
+    """The rank of a process in a tensor-parallel stage."""
 
     group: int
     """Random id of the stage's processes."""
@@ -81,7 +81,7 @@ class StageConfig:
 
     @property
     def task(self) -> str:
-        """What the process is, for users."""
+        """Name of the process for users, by its task."""
         return "the drafting process" if self.drafts else f"the stage process for layers {self.layers}"
 
     @property

@@ -192,8 +192,8 @@ class ControlThread(threading.Thread):
         self._compute.inbox.put(Detach(number))
 
     def _forget_silent_epochs(self) -> None:
-        limit = time.monotonic() - EPOCH_TIMEOUT_S
-        for number in [number for number, epoch in self._epochs.items() if epoch.heard_s < limit]:
+        oldest_s = time.monotonic() - EPOCH_TIMEOUT_S
+        for number in [number for number, epoch in self._epochs.items() if epoch.heard_s < oldest_s]:
             log.warning("the coordinator of epoch %d is silent; the sequences of the epoch are freed", number)
             self._forget(number)
 

@@ -21,7 +21,7 @@ from edgepp.stage_process.bulk_link import BulkLink
 from edgepp.stage_process.companion import Key
 from edgepp.stage_process.frames import Frame, spans_of
 from edgepp.stage_process.kv_export import cut_of, exported
-from edgepp.stage_process.kv_pieces import Cut, Piece
+from edgepp.stage_process.kv_pieces import CachePiece, Cut
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.wire.log_sampler import LogSampler
@@ -34,7 +34,7 @@ log = logging.getLogger("edgepp.stage")
 
 @dataclass
 class _Sent:
-    """What the keeper has of one sequence."""
+    """State of one sequence at the keeper of the copies."""
 
     unchanged: int = sys.maxsize
     """Positions of which any copy that the keeper may have is right; all later ones were computed again since."""
@@ -236,7 +236,7 @@ class CopySender:
         self._asked[key] = max(length, self._asked.get(key, 0))
         return True
 
-    def _export(self, key: Key, start: int, held: int) -> list[Piece]:
+    def _export(self, key: Key, start: int, held: int) -> list[CachePiece]:
         """Pieces of all layers, of as many positions from ``start`` on as fit."""
         model, cache_id = self._runner.model, self._runner.cache_id(key)
         if cache_id is None:

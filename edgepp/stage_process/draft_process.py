@@ -1,4 +1,4 @@
-"""What a child process that guesses tokens with a whole model does, in place of a stage."""
+"""Body of a child process that guesses tokens with a whole model, in place of a stage."""
 
 from __future__ import annotations
 

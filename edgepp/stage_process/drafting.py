@@ -86,7 +86,7 @@ class Drafting:
         return any(text.has_work for text in self._texts.values())
 
     def read(self, message: Read, route: bytes) -> Reply | None:
-        """Take in how a text goes on; the guesses beyond it that are known already, if it has changed."""
+        """Take in new tokens of a text; the known guesses behind these, if the text has changed."""
         text = self._texts.get(message.sequence)
         if message.keep and (text is None or message.number != text.number + 1 or message.keep > len(text.ids)):
             self.forget(message.sequence)

@@ -1,4 +1,4 @@
-"""Rank 0 of a tensor-parallel stage: a ``StageModel`` that has the other ranks do what it does.
+"""Rank 0 of a tensor-parallel stage: a ``StageModel`` whose calls are repeated by the other ranks.
 
 Whatever uses the model, such as ``ModelRunner``, does not notice the ranks. Rank 0 changes its own cache first, and
 waits for the others where memory may be short, so that the caches of all ranks always hold the same positions.
@@ -284,5 +284,5 @@ class FirstRank:
         self._orders.check()
 
     def release_others(self) -> None:
-        """Order nothing from now on: the other ranks end at the same time as this one."""
+        """Give no orders from now on: the other ranks end at the same time as this one."""
         self._orders.release()

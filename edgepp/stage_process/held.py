@@ -1,4 +1,4 @@
-"""Report of what a stage holds of an epoch, for the coordinator of a ring that inherits it."""
+"""Report of the sequences that a stage holds of an epoch, for the coordinator of a ring that inherits the epoch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
 from edgepp.stage_process.companion import Key, keys_of, rekey
-from edgepp.stage_process.kv_pieces import Piece
+from edgepp.stage_process.kv_pieces import CachePiece
 from edgepp.wire.messages.data import Kept
 
 MAX_FRAMES = 1024
@@ -36,7 +36,7 @@ class _Kept:
 
     layout: str
     starts: list[int] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[CachePiece] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     """``KvPiece.step`` of each piece."""
 
@@ -47,10 +47,10 @@ class _Kept:
 
     @property
     def stops(self) -> list[int]:
-        """Where each piece ends."""
+        """Position at which each piece ends."""
         return [piece.stop for piece in self.pieces]
 
-    def add(self, piece: Piece, step: int) -> None:
+    def add(self, piece: CachePiece, step: int) -> None:
         """Add a piece that begins at ``length``."""
         self.starts.append(piece.start)
         self.pieces.append(piece)
@@ -97,7 +97,7 @@ class KvCopies:
         self.nbytes = 0
         """Memory that the copies take."""
 
-    def keep(self, key: Key, piece: Piece, layout: str, step: int) -> None:
+    def keep(self, key: Key, piece: CachePiece, layout: str, step: int) -> None:
         """Keep a piece, unless it is out of date by now; ``step`` is ``KvPiece.step``.
 
         Raises:
@@ -139,12 +139,12 @@ class KvCopies:
             length = min(row.length for row in rows)
         return min((row.length for row in rows), default=0)
 
-    def pieces(self, key: Key, layers: LayerRange, start: int, stop: int, layout: str) -> list[Piece] | None:
+    def pieces(self, key: Key, layers: LayerRange, start: int, stop: int, layout: str) -> list[CachePiece] | None:
         """Pieces that hold ``layers`` at positions ``[start, stop)`` and some around; None where not all is kept.
 
         Ordered by positions for each layer range. All layers of one layout take the same number of bytes.
         """
-        found: list[Piece] = []
+        found: list[CachePiece] = []
         reached = layers.start
         for kept_layers, kept in sorted(self._kept.get(key, {}).items()):
             if not _overlap(kept_layers, layers):
@@ -239,7 +239,7 @@ def _overlap(one: LayerRange, other: LayerRange) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
-def _part(piece: Piece, layers: LayerRange) -> Piece:
+def _part(piece: CachePiece, layers: LayerRange) -> CachePiece:
     """The part of a piece that is of ``layers``."""
     start, stop = max(piece.layers.start, layers.start), min(piece.layers.stop, layers.stop)
     if (start, stop) == (piece.layers.start, piece.layers.stop):
@@ -247,4 +247,4 @@ def _part(piece: Piece, layers: LayerRange) -> Piece:
     each = len(piece.data) // len(piece.layers)
     first = start - piece.layers.start
     data = piece.data[first * each : (first + stop - start) * each]
-    return Piece(LayerRange(start, stop), piece.start, piece.stop, data)
+    return CachePiece(LayerRange(start, stop), piece.start, piece.stop, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgepp.backend.base import StageModel
 from edgepp.layers import LayerRange
-from edgepp.stage_process.kv_pieces import Cut, Piece
+from edgepp.stage_process.kv_pieces import CachePiece, Cut
 
 
 def cut_of(model: StageModel, cache_id: int, layers: LayerRange, max_bytes: int) -> Cut:
@@ -17,7 +17,7 @@ def cut_of(model: StageModel, cache_id: int, layers: LayerRange, max_bytes: int)
     return Cut.of(layers, sum(map(len, model.export_kv(cache_id, first, 0, 1))), max_bytes)
 
 
-def exported(model: StageModel, cache_id: int, cut: Cut, start: int, stop: int) -> list[Piece]:
+def exported(model: StageModel, cache_id: int, cut: Cut, start: int, stop: int) -> list[CachePiece]:
     """One piece per group of layers, of as many positions from ``start`` on, before ``stop``, as the cut allows.
 
     Raises:
@@ -25,5 +25,6 @@ def exported(model: StageModel, cache_id: int, cut: Cut, start: int, stop: int) 
     """
     end = min(stop, start + cut.positions_each)
     return [
-        Piece(layers, start, end, b"".join(model.export_kv(cache_id, layers, start, end))) for layers in cut.groups()
+        CachePiece(layers, start, end, b"".join(model.export_kv(cache_id, layers, start, end)))
+        for layers in cut.groups()
     ]

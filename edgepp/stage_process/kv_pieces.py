@@ -45,8 +45,8 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Keys and values of some layers and positions."""
+class CachePiece:
+    """Keys and values of the layers ``layers`` and the positions ``[start, stop)``, as a KV cache exports them."""
 
     layers: LayerRange
     start: int

@@ -34,10 +34,10 @@ def load_layers(config: StageConfig, checkpoint: Checkpoint) -> tuple[StageModel
 
 
 def report_progress(done: int, total: int) -> None:
-    """Tell the parent that so many of the bytes are loaded."""
+    """Report to the parent that ``done`` of ``total`` bytes are loaded."""
     report("progress", done=done, total=total)
 
 
 def options_of(config: StageConfig) -> BackendOptions:
-    """How the backend is to compute."""
+    """Options of the backend that a stage configuration asks for."""
     return config.policy.backend_options(exact=config.exact, kv_bits=config.kv_bits)

@@ -142,7 +142,7 @@ def _follow(
 
 
 def _facts(welcome: Welcome) -> dict[str, object]:
-    """What the parent is told of a stage that is ready."""
+    """Facts about a stage that is ready, for its parent."""
     return {key: value for key, value in welcome._asdict().items() if key not in ("node", "model", "folder", "weights")}
 
 

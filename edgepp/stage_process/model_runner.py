@@ -170,7 +170,7 @@ class ModelRunner:
             self._head.expect(WantedResult(rows, frame.result, frame.candidates))
 
     def _result(self, frame: Frame, out: Array) -> Array:
-        """What to send on of the hidden states ``out`` of a frame: these, or the result that the frame asks for."""
+        """Rows to send on: the hidden states ``out`` of a frame, or the result that the frame asks for."""
         return out if self._head is None or frame.result == "hidden" else self._head.result(out)
 
     def _drop_infinite(

@@ -41,7 +41,7 @@ def follow(model: StageModel, group: RankGroup, inbox: Mailbox[None], head: Spli
 
 
 class _OtherRank:
-    """What a rank does for each order."""
+    """Handlers of a rank, one per kind of order."""
 
     def __init__(self, model: StageModel, group: RankGroup, head: SplitHead | None) -> None:
         self._model = model

@@ -20,7 +20,7 @@ _is_ready = threading.Event()
 
 
 def is_ready() -> bool:
-    """Whether the parent was told that this process is ready; from then on it reads no more reports."""
+    """Whether the parent was told that this process is ready; a parent reads no reports after that."""
     return _is_ready.is_set()
 
 

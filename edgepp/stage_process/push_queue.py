@@ -11,7 +11,7 @@ from edgepp.layers import LayerRange
 from edgepp.stage_process.bulk_link import BulkLink
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_export import cut_of, exported
-from edgepp.stage_process.kv_pieces import Cut, Piece
+from edgepp.stage_process.kv_pieces import CachePiece, Cut
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.wire.messages.recovery import Push
 
@@ -22,7 +22,7 @@ MAX_QUEUED = 4096
 @dataclass
 class _Order:
     push: Push
-    pieces: Iterator[Piece]
+    pieces: Iterator[CachePiece]
 
 
 class PushQueue:
@@ -104,7 +104,7 @@ class PushQueue:
         self._orders.clear()
         return PushFault(reason, pushes)
 
-    def _own(self, push: Push) -> Iterator[Piece]:
+    def _own(self, push: Push) -> Iterator[CachePiece]:
         """Pieces of this stage's own caches."""
         key, layers, model = (push.epoch, push.sequence), _layers(push), self._runner.model
         length = self._runner.length(key)
@@ -116,7 +116,7 @@ class PushQueue:
             raise StageFault(f"this stage has layers {model.layers}, not {layers}")
         return self._exported(key, layers, push.start, push.stop)
 
-    def _exported(self, key: tuple[int, int], layers: LayerRange, start: int, stop: int) -> Iterator[Piece]:
+    def _exported(self, key: tuple[int, int], layers: LayerRange, start: int, stop: int) -> Iterator[CachePiece]:
         model = self._runner.model
         cut: Cut | None = None
         while start < stop:
@@ -128,7 +128,7 @@ class PushQueue:
             yield from pieces
             start = pieces[0].stop
 
-    def _kept(self, push: Push) -> list[Piece]:
+    def _kept(self, push: Push) -> list[CachePiece]:
         """Pieces of the copies that this stage keeps."""
         layout = self._runner.model.kv_layout
         pieces = self._copies.pieces((push.epoch, push.sequence), _layers(push), push.start, push.stop, layout)

@@ -1,4 +1,4 @@
-"""The links of one rank of a tensor-parallel stage with all other ranks: how they connect, and send to each other.
+"""Links of one rank of a tensor-parallel stage with all other ranks: connecting, sending and receiving.
 
 The links are encrypted where the stage has keys; CURVE also notices a damaged frame. Each rank proves the key of its
 node, and knows which key every other rank has to prove. A rank that is gone, or breaks the protocol, never comes back.

@@ -1,4 +1,4 @@
-"""What a stage process that is a rank does otherwise: it joins the other ranks, and loads its part of the layers."""
+"""A stage process that is a rank: joins the other ranks, and loads its part of the layers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from edgepp.wire.field_types import ResultForm
 
 
 class WantedResult(NamedTuple):
-    """What is wanted of a step's last rows, as in ``StepOrder``."""
+    """Rows and form of a step's result, as in ``StepOrder``."""
 
     rows: int = 0
     form: ResultForm = "hidden"
@@ -48,7 +48,7 @@ class SplitHead:
         group.send_head_part(self._part(group.rank, hidden, wanted))
 
     def result(self, group: RankGroup, hidden: Array, wanted: WantedResult) -> Array:
-        """What is wanted, from the parts of all ranks: float32 logits (R, V), or candidates.
+        """The wanted result, joined from the parts of all ranks: float32 logits (R, V), or candidates.
 
         Raises:
             StageFault: the head failed on a rank.

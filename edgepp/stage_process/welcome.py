@@ -1,4 +1,4 @@
-"""What a stage tells of itself in answer to a greeting."""
+"""Facts about a stage in the answer to a greeting."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ MARKERS = (
     ThinkingMarkers("[THINK]", "[/THINK]"),
 )
 
-Piece: TypeAlias = Text | Reasoning
+AnswerPart: TypeAlias = Text | Reasoning
+"""A part of an answer, in the order in which the model wrote it."""
 
 
 def markers_of(template: str, special_tokens: Collection[str] = ()) -> ThinkingMarkers | None:
@@ -67,9 +68,9 @@ class ReasoningSplitter:
         self._is_blank = True
         """Whether nothing but white space has come since the marker."""
 
-    def add(self, text: str) -> list[Piece]:
+    def add(self, text: str) -> list[AnswerPart]:
         """The pieces that are certain after more ``text``."""
-        pieces: list[Piece] = []
+        pieces: list[AnswerPart] = []
         text, self._held = self._held + text, ""
         if self._markers is not None and self._state == "begin":
             text = self._begin(text, self._markers)
@@ -82,7 +83,7 @@ class ReasoningSplitter:
             pieces.append(Text(text))
         return pieces
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[AnswerPart]:
         """The piece held back, once the answer has ended."""
         held = self._held
         if self._state == "reasoning":
@@ -101,7 +102,7 @@ class ReasoningSplitter:
         self._state = "text"
         return text
 
-    def _reason(self, text: str, markers: ThinkingMarkers, pieces: list[Piece]) -> str:
+    def _reason(self, text: str, markers: ThinkingMarkers, pieces: list[AnswerPart]) -> str:
         if self._is_blank:
             text = text.lstrip()
             self._is_blank = not text

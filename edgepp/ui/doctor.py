@@ -155,7 +155,7 @@ def graphics_card() -> Iterator[Finding]:
 
 def memory() -> Finding:
     """The memory that a model may use."""
-    from edgepp.node.resources import usable_memory
+    from edgepp.node.memory import usable_memory
 
     usable = usable_memory()
     found = f"{megabytes(usable)} for a model"

@@ -198,12 +198,12 @@ def _best_node_text(found: Forecast) -> str:
     if layout.machines == 1:
         return f"All layers run on {single.name}: no other node takes part."
     count = _WORDS[layout.machines] if layout.machines < len(_WORDS) else str(layout.machines)
-    throughput = f"have {_times(single.throughput)} its token/s with {single.requests} requests at once"
-    speed = "about as fast" if abs(single.speed - 1) < _SIMILAR else f"{_times(single.speed)} as fast"
+    throughput = f"have {_times(single.throughput_ratio)} its token/s with {single.requests} requests at once"
+    speed = "about as fast" if abs(single.speedup - 1) < _SIMILAR else f"{_times(single.speedup)} as fast"
     text = f"{count.capitalize()} nodes give one answer {speed} as {single.name} alone, and {throughput}"
-    if max(single.speed, single.throughput) < 1 + _SIMILAR:
+    if max(single.speedup, single.throughput_ratio) < 1 + _SIMILAR:
         return f"{text}: use them for size, not speed."
-    return f"{text}: use them for many requests, not for one." if single.speed < 1 - _SIMILAR else f"{text}."
+    return f"{text}: use them for many requests, not for one." if single.speedup < 1 - _SIMILAR else f"{text}."
 
 
 def best_way_text(ways: Sequence[Way]) -> str:

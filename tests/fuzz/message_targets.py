@@ -47,7 +47,7 @@ def check_stage(raw: bytes) -> None:
                     stage.order(sender, *one.frames)
         *_, pong = stage.order(DRIVER, encode(Ping(1)))  # behind faults of the frames before
         assert isinstance(pong, Pong)
-        for epoch in list(stage.compute._rings):
+        for epoch in list(stage.compute._rings.by_epoch):
             stage.order(DRIVER, encode(Detach(epoch)))
         assert not stage.model.lengths, f"sequences left: {stage.model.lengths}"
         assert stage.compute.runner.sequences == 0

@@ -210,7 +210,7 @@ def test_a_coordinator_that_answers_is_not_called_missing(
     ok: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As on the machine of `edgepp serve`, if it listens on loopback or the network passes no multicast."""
-    _resources(monkeypatch, 8 << 30)
+    _memory(monkeypatch, 8 << 30)
     save_cluster(new_cluster(load_identity()))
     doctor.run_doctor(None, as_json=True, extra=[lambda: Finding("coordinator", ok, "as it is", "do it")])
     found = [one for one in json.loads(capsys.readouterr().out) if one["check"] == "announcements"][-1]
@@ -229,16 +229,16 @@ def test_a_copied_node_id_is_reported() -> None:
     assert copied.do
 
 
-def _resources(monkeypatch: pytest.MonkeyPatch, usable_bytes: int) -> None:
-    module = types.ModuleType("edgepp.node.resources")
+def _memory(monkeypatch: pytest.MonkeyPatch, usable_bytes: int) -> None:
+    module = types.ModuleType("edgepp.node.memory")
     module.__dict__["usable_memory"] = lambda: usable_bytes
-    monkeypatch.setitem(sys.modules, "edgepp.node.resources", module)
+    monkeypatch.setitem(sys.modules, "edgepp.node.memory", module)
 
 
 def test_little_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    _resources(monkeypatch, 8 << 30)
+    _memory(monkeypatch, 8 << 30)
     assert doctor.memory() == Finding("memory", True, "8.59 GB for a model")
-    _resources(monkeypatch, 100 << 20)
+    _memory(monkeypatch, 100 << 20)
     assert doctor.memory().ok is False
 
 
@@ -246,7 +246,7 @@ def test_little_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_findings_as_json(
     listener: Address, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _resources(monkeypatch, 8 << 30)
+    _memory(monkeypatch, 8 << 30)
     accepted = Finding("key", True, "accepted")
     all_well = doctor.run_doctor(str(listener), as_json=True, extra=[lambda: accepted])
     findings = json.loads(capsys.readouterr().out)
@@ -262,7 +262,7 @@ def test_all_findings_as_json(
 
 @pytest.mark.usefixtures("home", "quiet_network")
 def test_all_findings_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    _resources(monkeypatch, 8 << 30)
+    _memory(monkeypatch, 8 << 30)
     broken = Finding("key", False, "refused", "invite it again")
     assert doctor.run_doctor(None, as_json=False, extra=[lambda: broken]) is False
     out = capsys.readouterr().out

@@ -357,7 +357,7 @@ def test_the_epochs_of_one_driver_are_bounded(stage: Stage) -> None:
 def test_an_attempt_that_was_given_up_leaves_no_ring(stage: Stage) -> None:
     attempt = ConnectAttempt(b"driver", ATTACH, given_up=True)
     stage.compute.execute(NextStageLink(attempt))
-    assert stage.compute._rings == {}
+    assert stage.compute._rings.by_epoch == {}
 
 
 def test_an_error_of_ours_in_a_step_ends_that_sequence_alone(stage: Stage) -> None:

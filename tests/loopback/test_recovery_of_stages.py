@@ -13,7 +13,7 @@ from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.copy_sender import CopySender
 from edgepp.stage_process.kv_copies import KvCopies
-from edgepp.stage_process.kv_pieces import Piece
+from edgepp.stage_process.kv_pieces import CachePiece
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Fault, FrameLost
 from edgepp.wire.messages.recovery import Held, Replay
@@ -244,7 +244,7 @@ def test_a_second_loss_finds_the_copies_that_were_kept_before_the_first(
     came: list[int] = []
     keep = KvCopies.keep
 
-    def counted(copies: KvCopies, key: Any, piece: Piece, *rest: Any) -> None:
+    def counted(copies: KvCopies, key: Any, piece: CachePiece, *rest: Any) -> None:
         if copies is not first.compute.bulk._copies:
             came.append(piece.start)
         keep(copies, key, piece, *rest)

@@ -25,7 +25,7 @@ from edgepp.benchmark import machine
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.node import resources, warming
+from edgepp.node import memory, warming
 from edgepp.ui import doctor, version
 
 WORKING_SET = 11_453_251_584
@@ -69,10 +69,10 @@ def test_mlx_computes_on_metal(metal: dict[str, int]) -> None:
 
 
 def test_a_model_may_use_what_metal_recommends(metal: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resources.usable_memory() == WORKING_SET
-    assert resources.usable_memory(1 << 30) == 1 << 30
+    assert memory.usable_memory() == WORKING_SET
+    assert memory.usable_memory(1 << 30) == 1 << 30
     monkeypatch.setattr(mx, "device_info", lambda *_: {})
-    assert resources._gpu_memory() is None
+    assert memory._gpu_memory() is None
 
 
 def test_the_weights_are_wired_within_what_metal_recommends(
@@ -97,10 +97,10 @@ def test_a_stage_on_metal_takes_longer_chunks(tmp_path: Path, monkeypatch: pytes
 
 
 def test_memory_is_what_psutil_says(mac: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module("edgepp.node.resources")["_LINUX"] is False
-    monkeypatch.setattr(resources, "_LINUX", False)
-    monkeypatch.setattr(resources.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 << 30))
-    assert 0 < resources.free_memory() < 16 << 30
+    assert module("edgepp.node.memory")["_LINUX"] is False
+    monkeypatch.setattr(memory, "_LINUX", False)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 << 30))
+    assert 0 < memory.free_memory() < 16 << 30
 
 
 def test_the_processor_is_named_by_sysctl(mac: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ PAGE = (ROOT / "docs" / "macos.md").read_text()
 NAMES = {"darwin", "metal"}
 CALLS = {"sys.platform", "platform.system", "platform.mac_ver", "platform.uname", "os.uname", "mx.metal"}
 ATTRIBUTES = {call.rpartition(".")[2] for call in CALLS}
+MENTIONS = re.compile("|".join((*NAMES, *ATTRIBUTES)), re.IGNORECASE)
 
 
 def branches(source: str) -> Iterator[str]:
@@ -29,7 +30,8 @@ def branches(source: str) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child, place)
 
-    yield from visit(ast.parse(source), "")
+    if MENTIONS.search(source):  # only the files that may have a branch are worth parsing
+        yield from visit(ast.parse(source), "")
 
 
 def found() -> set[tuple[str, str]]:

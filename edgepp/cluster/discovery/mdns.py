@@ -228,17 +228,17 @@ class Browser(_Responder):
         The wait ends after ``wait_s`` seconds, or when ``given_up`` is set, with what was found.
         """
         given_up = given_up or threading.Event()
-        deadline, settled = time.monotonic() + wait_s, False
+        deadline_s, settled = time.monotonic() + wait_s, False
         while True:
             found = tuple(one for one in self.announcements() if accept(one))
-            left = deadline - time.monotonic()
-            if settled or left <= 0 or given_up.is_set():
+            left_s = deadline_s - time.monotonic()
+            if settled or left_s <= 0 or given_up.is_set():
                 return found
             if found:
                 settled = True
-                given_up.wait(min(_SETTLE_S, left))
+                given_up.wait(min(_SETTLE_S, left_s))
             else:
-                given_up.wait(min(0.05, left))
+                given_up.wait(min(0.05, left_s))
 
     # zeroconf calls these three from a thread of its own.
 

@@ -54,9 +54,9 @@ def listen_on(where: Sequence[Interface], wait_s: float) -> tuple[Hearing, ...]:
                 _ask(sock, one.address)
             except OSError as error:
                 hearing.error = error
-        deadline = time.monotonic() + wait_s
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([sock], [], [], left)[0]:
+        deadline_s = time.monotonic() + wait_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if select.select([sock], [], [], left_s)[0]:
                 _, (sender, _) = sock.recvfrom(9000)
                 _note(hearings, sender)
     return tuple(hearings.values())

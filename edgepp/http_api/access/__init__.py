@@ -1,1 +1,1 @@
-"""Who may use the HTTP server, and how much of it: one ASGI middleware a file."""
+"""Access to the HTTP server: whom it admits, and limits per client; one ASGI middleware per file."""

@@ -1,4 +1,4 @@
-"""Who may change the cluster over HTTP: invite a machine, drain one, change the model.
+"""Permission to change the cluster over HTTP: invite a machine, drain a node, change the model.
 
 Reading needs what every request needs. A change needs a key that was made with `edgepp keys add NAME --admin`; or it
 comes from this machine itself: over loopback, under a name of loopback, through no proxy that says so, and from no web

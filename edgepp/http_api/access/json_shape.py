@@ -12,7 +12,7 @@ _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
 def exceeds(text: bytes, max_levels: int, max_values: int) -> str | None:
-    """What is too much in ``text``, as a sentence; None where it is within the bounds, or no JSON at all."""
+    """Sentence on the bound that ``text`` exceeds; None where the text is within the bounds, or is no JSON."""
     if sum(text.count(mark) for mark in (b"[", b"{")) <= max_levels and text.count(b",") <= max_values:
         return None
     too_many = f"the body has more than {max_values} values"

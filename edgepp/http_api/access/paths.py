@@ -43,7 +43,7 @@ def _without_authority(scope: Scope) -> Scope:
 
 
 def plain(path: str) -> str:
-    """``path`` as routes write it."""
+    """``path`` in the form in which routes are declared."""
     path = _SLASHES.sub("/", path)
     for prefix, meant in _PREFIXES:
         if path.startswith(prefix):

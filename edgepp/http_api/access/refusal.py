@@ -1,4 +1,4 @@
-"""How a middleware refuses a request: in the form of the API that the path belongs to."""
+"""Refusal of a request by a middleware, in the error form of the API that the path belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The id of each request: the client's own where it is short and plain, told back in every response."""
+"""The id of each request, which every response repeats: the client's own where that is short and plain."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class OutputFormat(msgspec.Struct):
 
 
 class OutputConfig(msgspec.Struct):
-    """How the model is to answer."""
+    """Options for the form of the answer."""
 
     effort: str | None = None
     format: OutputFormat | None = None
@@ -92,7 +92,7 @@ class CountTokensBody(msgspec.Struct, kw_only=True):
 
 
 class MessagesBody(CountTokensBody, kw_only=True):
-    """A prompt, and how it is to be answered."""
+    """A prompt, with options for its answer."""
 
     max_tokens: int | None = None
     """Cut to what fits; None or less than 0 is as many as fit, and 0 only fills the prefix cache."""

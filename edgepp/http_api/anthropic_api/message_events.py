@@ -185,7 +185,7 @@ class MessageAccumulator:
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """The object of a call's arguments; empty if the answer ended in the middle of them."""
+    """The object of a call's arguments; empty if the answer ended in the middle of the arguments."""
     try:
         parsed = msgspec.json.decode(arguments)
     except msgspec.DecodeError:

@@ -59,7 +59,7 @@ def unlisted(body: CountTokensBody) -> dict[str, ToolDefinition]:
 
 
 def availability(name: str, definition: ToolDefinition | None) -> str:
-    """What the model is told of a tool that it may call from now on."""
+    """Text for the model about a tool that the model may call from now on."""
     if definition is None or definition.input_schema is None:
         return f"The tool {name} is available."
     shown = {"description": definition.description or "", "parameters": definition.input_schema}

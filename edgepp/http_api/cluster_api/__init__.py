@@ -1,1 +1,1 @@
-"""The cluster over HTTP: what it does now, live; what it would do with other machines; and how it is changed."""
+"""The cluster over HTTP: its state, live; forecasts with other machines; and changes."""

@@ -1,4 +1,4 @@
-"""What the planner says of a model on this cluster, as it is or with other machines: `edgepp plan` over HTTP.
+"""`edgepp plan` over HTTP: forecasts of a model on this cluster, as it is or with other machines.
 
 The work is bounded by the number of machines, and is done in a thread, one question at a time.
 """
@@ -30,8 +30,8 @@ _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 _Positions = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
 
-class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A machine that is not there: its hardware by name, its memory, or both, as `edgepp plan --node` takes them."""
+class HypotheticalMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A machine that does not exist: its hardware by name, its memory, or both, as `edgepp plan --node` takes them."""
 
     hw: _Text | None = None
     mem: _Text | None = None
@@ -43,7 +43,7 @@ class PlanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     """The name of a card; None for the model that runs."""
-    machines: Annotated[list[Machine], msgspec.Meta(max_length=MAX_MACHINES)] = []
+    machines: Annotated[list[HypotheticalMachine], msgspec.Meta(max_length=MAX_MACHINES)] = []
     """Machines that join in thought."""
     without: Annotated[list[_Text], msgspec.Meta(max_length=64)] = []
     """Ids of nodes that leave in thought."""

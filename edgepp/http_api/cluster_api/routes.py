@@ -26,7 +26,7 @@ _MAX_QUESTIONS = 8
 
 
 class DrainBody(msgspec.Struct, frozen=True):
-    """Which node to drain."""
+    """The node to drain."""
 
     node: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
     """Its name, its id, or the first four or more digits of the id."""
@@ -87,7 +87,7 @@ class _Planner:
 
 
 def _told(invitation: Invitation) -> dict[str, object]:
-    """The code, how the other machine joins with it, and that command as a QR code."""
+    """An invitation: its code, the command by which the other machine joins, and the command as a QR code."""
     peer = f" --peer {invitation.addresses[0]}" if invitation.addresses else ""
     command = f"edgepp join {invitation.code}"
     return {

@@ -66,9 +66,11 @@ def links(status: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*found, _link(before, coordinator, back_s, None, None)]
 
 
-def _link(before: str, after: str, way_s: float, rate: float | None, traffic: float | None) -> dict[str, Any]:
+def _link(
+    before: str, after: str, way_s: float, bytes_per_s: float | None, traffic_bytes_per_s: float | None
+) -> dict[str, Any]:
     told = {"from": before, "to": after, "latency_s": _rounded(way_s, 2)}
-    return told | {"rate": _rounded(rate, 2), "traffic": _rounded(traffic, 2)}
+    return told | {"rate": _rounded(bytes_per_s, 2), "traffic": _rounded(traffic_bytes_per_s, 2)}
 
 
 def _node(node: Mapping[str, Any], *, administers: bool) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def _some(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
-    """``value`` with so many significant digits."""
+    """``value`` rounded to ``digits`` significant digits."""
     return None if value is None else float(f"{value:.{digits - 1}e}")
 
 

@@ -17,10 +17,10 @@ from edgepp.http_api.generation import IDLE_S, GenerationEvent, GenerationReques
 from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.ollama_api.errors import in_band
 from edgepp.http_api.ollama_api.models import named
-from edgepp.http_api.ollama_api.ndjson import MEDIA_TYPE, Lines, Piece, Shape, joined, line
+from edgepp.http_api.ollama_api.ndjson import MEDIA_TYPE, LineDelta, Lines, Shape, joined, line
 from edgepp.http_api.ollama_api.options import Format, KeepAlive, Think, is_zero
 
-Extra: TypeAlias = Callable[[Piece], Awaitable[Mapping[str, Any]]]
+Extra: TypeAlias = Callable[[LineDelta], Awaitable[Mapping[str, Any]]]
 """Further fields of the last line, from the whole answer."""
 
 
@@ -38,7 +38,7 @@ class AnyRequest(msgspec.Struct, kw_only=True):
     top_logprobs: int | None = None
 
 
-async def _nothing(_whole: Piece) -> Mapping[str, Any]:
+async def _nothing(_whole: LineDelta) -> Mapping[str, Any]:
     return {}
 
 
@@ -79,20 +79,20 @@ async def streamed(
     events: AsyncIterator[GenerationEvent], lines: Lines, extra: Extra, clock_s: Callable[[], float]
 ) -> AsyncIterator[bytes]:
     """The lines of an answer, at least one in ``IDLE_S`` seconds while events come."""
-    pieces: list[Piece] = []
+    deltas: list[LineDelta] = []
     sent_s = clock_s()
     async with closing(events):
         async for event in events:
-            piece = lines.take(event)
-            if piece is None and clock_s() - sent_s < IDLE_S:
+            delta = lines.take(event)
+            if delta is None and clock_s() - sent_s < IDLE_S:
                 continue
-            pieces.append(piece or Piece())
+            deltas.append(delta or LineDelta())
             sent_s = clock_s()
-            yield lines.more(pieces[-1])
-        yield line(lines.last(extra=await extra(joined(pieces))))
+            yield lines.more(deltas[-1])
+        yield line(lines.last(extra=await extra(joined(deltas))))
 
 
 async def _whole(events: AsyncIterator[GenerationEvent], lines: Lines, extra: Extra) -> Mapping[str, Any]:
     async with closing(events):
-        whole = joined([piece async for event in events if (piece := lines.take(event)) is not None])
+        whole = joined([delta async for event in events if (delta := lines.take(event)) is not None])
     return lines.last(whole, await extra(whole))

@@ -1,4 +1,4 @@
-"""Errors as Ollama's API tells of them: one sentence, in ``{"error": "…"}``."""
+"""Errors in the form of Ollama's API: one sentence, in ``{"error": "…"}``."""
 
 from __future__ import annotations
 

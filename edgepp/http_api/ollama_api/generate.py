@@ -14,7 +14,7 @@ from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.ollama_api.answer import AnyRequest, Question, answered
 from edgepp.http_api.ollama_api.chat import no_images
-from edgepp.http_api.ollama_api.ndjson import Piece, generate_shape
+from edgepp.http_api.ollama_api.ndjson import LineDelta, generate_shape
 from edgepp.http_api.ollama_api.options import generate_options, think_variables
 from edgepp.model.text.conversation import Conversation, Message, Prompt
 
@@ -39,7 +39,7 @@ async def generate(service: ModelService, request: Request) -> Response:
         prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, name), owner(request)))
         options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
 
-        async def context(whole: Piece) -> Mapping[str, Any]:
+        async def context(whole: LineDelta) -> Mapping[str, Any]:
             return {} if body.raw else {"context": await _context(service, prompt, whole.text, owner(request))}
 
         return Question(GenerationRequest(prompt, options, model=model.name), context)

@@ -1,4 +1,4 @@
-"""What there is to know of the served model: list, details, what is loaded, and the version of the API."""
+"""Facts about the served model in Ollama's API: list, details, loaded models, and the version of the API."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def unsupported(_service: ModelService, request: Request) -> Response:
 
 
 def capabilities(model: ServedModel) -> list[str]:
-    """What the model can do, in Ollama's words."""
+    """Abilities of the model, in Ollama's words."""
     return ["completion", *(["tools"] if model.supports_tools else []), *(["thinking"] if model.thinks else [])]
 
 

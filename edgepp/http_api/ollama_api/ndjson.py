@@ -54,8 +54,8 @@ def rfc3339(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one line adds to the answer."""
+class LineDelta:
+    """Addition of one line to the answer."""
 
     text: str = ""
     thinking: str = ""
@@ -63,30 +63,30 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-Shape = Callable[[Piece], dict[str, Any]]
-"""The fields of a line that hold the piece: those of a chat, or of a completion."""
+Shape = Callable[[LineDelta], dict[str, Any]]
+"""From a delta to the fields of its line: those of a chat, or of a completion."""
 
 
-def chat_shape(piece: Piece) -> dict[str, Any]:
+def chat_shape(delta: LineDelta) -> dict[str, Any]:
     """The fields of ``/api/chat``."""
-    message: dict[str, Any] = {"role": "assistant", "content": piece.text}
-    if piece.thinking:
-        message["thinking"] = piece.thinking
-    if piece.calls:
-        message["tool_calls"] = piece.calls
-    return {"message": message, **_logprobs(piece)}
+    message: dict[str, Any] = {"role": "assistant", "content": delta.text}
+    if delta.thinking:
+        message["thinking"] = delta.thinking
+    if delta.calls:
+        message["tool_calls"] = delta.calls
+    return {"message": message, **_logprobs(delta)}
 
 
-def generate_shape(piece: Piece) -> dict[str, Any]:
+def generate_shape(delta: LineDelta) -> dict[str, Any]:
     """The fields of ``/api/generate``."""
-    thinking = {"thinking": piece.thinking} if piece.thinking else {}
-    return {"response": piece.text, **thinking, **_logprobs(piece)}
+    thinking = {"thinking": delta.thinking} if delta.thinking else {}
+    return {"response": delta.text, **thinking, **_logprobs(delta)}
 
 
-def _logprobs(piece: Piece) -> dict[str, Any]:
-    if not piece.logprobs:
+def _logprobs(delta: LineDelta) -> dict[str, Any]:
+    if not delta.logprobs:
         return {}
-    return {"logprobs": [_logprob(token) for token in piece.logprobs]}
+    return {"logprobs": [_logprob(token) for token in delta.logprobs]}
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def _logprob(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.text, "logprob": token.logprob, **({"top_logprobs": top} if top else {})}
 
 
-def joined(pieces: Iterable[Piece]) -> Piece:
-    """All pieces as one."""
-    whole = list(pieces)
-    return Piece(
-        "".join(piece.text for piece in whole),
-        "".join(piece.thinking for piece in whole),
-        tuple(call for piece in whole for call in piece.calls),
-        tuple(token for piece in whole for token in piece.logprobs),
+def joined(deltas: Iterable[LineDelta]) -> LineDelta:
+    """All ``deltas`` as one."""
+    whole = list(deltas)
+    return LineDelta(
+        "".join(delta.text for delta in whole),
+        "".join(delta.thinking for delta in whole),
+        tuple(call for delta in whole for call in delta.calls),
+        tuple(token for delta in whole for token in delta.logprobs),
     )
 
 
@@ -118,40 +118,40 @@ class Lines:
     usage: Usage = field(default_factory=Usage)
     _names: dict[int, str] = field(default_factory=dict)
 
-    def take(self, event: GenerationEvent) -> Piece | None:
-        """What ``event`` adds to the answer; an empty piece for a keep-alive, None for nothing.
+    def take(self, event: GenerationEvent) -> LineDelta | None:
+        """The addition of ``event`` to the answer; an empty delta for a keep-alive line, None for nothing.
 
         Raises:
             RequestError: the arguments of a tool call are no JSON object.
         """
         match event:
             case TextDelta():
-                return Piece(text=event.text, logprobs=event.logprobs)
+                return LineDelta(text=event.text, logprobs=event.logprobs)
             case ReasoningDelta():
-                return Piece(thinking=event.text)
+                return LineDelta(thinking=event.text)
             case ToolCallStarted():
                 self._names[event.call] = event.name
             case ToolCallEnded():
                 name = self._names[event.call]
-                return Piece(calls=({"function": {"name": name, "arguments": _arguments(name, event.arguments)}},))
+                return LineDelta(calls=({"function": {"name": name, "arguments": _arguments(name, event.arguments)}},))
             case Idle() | Queued():
-                return Piece()
+                return LineDelta()
             case ChoiceEnded():
                 self.finish_reason = event.finish_reason
             case Ended():
                 self.usage = event.usage
         return None
 
-    def more(self, piece: Piece) -> bytes:
-        """The line of a piece."""
-        return line({**self._head(), **self.shape(piece), "done": False})
+    def more(self, delta: LineDelta) -> bytes:
+        """The line that adds ``delta`` to the answer, with its line end."""
+        return line({**self._head(), **self.shape(delta), "done": False})
 
-    def last(self, piece: Piece = Piece(), extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def last(self, delta: LineDelta = LineDelta(), extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The last line, with reason, counts and nanoseconds; with the whole answer where nothing was streamed."""
         usage = self.usage
         return {
             **self._head(),
-            **self.shape(piece),
+            **self.shape(delta),
             "done": True,
             "done_reason": _DONE_REASONS[self.finish_reason],
             **(extra or {}),
@@ -165,7 +165,7 @@ class Lines:
 
     def idle(self, reason: str) -> dict[str, Any]:
         """The answer to a request without a prompt, whose ``reason`` is ``load`` or ``unload``."""
-        return {**self._head(), **self.shape(Piece()), "done": True, "done_reason": reason}
+        return {**self._head(), **self.shape(LineDelta()), "done": True, "done_reason": reason}
 
     def _head(self) -> dict[str, Any]:
         return {"model": self.model, "created_at": rfc3339(self.now_s())}

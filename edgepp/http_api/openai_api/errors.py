@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API writes them: ``{"error": {"message", "type", "param", "code"}}``."""
+"""Errors in the form of OpenAI's API: ``{"error": {"message", "type", "param", "code"}}``."""
 
 from __future__ import annotations
 

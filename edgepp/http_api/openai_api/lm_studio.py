@@ -1,4 +1,4 @@
-"""``GET /api/v0/models`` as LM Studio has it, which Cline and plugins of opencode read."""
+"""``GET /api/v0/models`` in the form of LM Studio, which Cline and plugins of opencode read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, as chat completions and as legacy completions write them."""
+"""Log-probabilities of tokens, in the forms of chat completions and of legacy completions."""
 
 from __future__ import annotations
 

@@ -63,5 +63,5 @@ def model_body(model: ServedModel, name: str) -> dict[str, Any]:
 
 
 def capabilities(model: ServedModel) -> list[str]:
-    """What the model can do."""
+    """Abilities of the model."""
     return ["completion", *["tools"] * model.supports_tools, *["thinking"] * model.thinks]

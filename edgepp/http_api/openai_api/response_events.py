@@ -51,7 +51,7 @@ _LATER: tuple[FailureKind, ...] = ("rate_limited", "loading", "overloaded", "sto
 
 @dataclass(frozen=True)
 class ResponseHead:
-    """What all events of one response share."""
+    """Fields that all events of one response share."""
 
     id: str
     """``resp_`` and letters and digits, which the ids of its items repeat."""

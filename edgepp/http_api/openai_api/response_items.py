@@ -25,7 +25,7 @@ class OutputItem:
         self.index = index
 
     def body(self, status: ItemStatus) -> Event:
-        """The item as it stands."""
+        """The item with its present content."""
         raise NotImplementedError
 
     def began(self) -> list[Event]:

@@ -40,7 +40,7 @@ class ResponseFormat(msgspec.Struct):
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream tells besides the text."""
+    """Additions to the text of a stream."""
 
     include_usage: bool | None = None
 

@@ -49,11 +49,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class FileChunk:
-    """Bytes from ``offset`` of a file of ``size`` bytes; ``ranged`` tells whether the server supports byte ranges."""
+    """Bytes from ``offset`` of a file of ``size_bytes``; ``ranged`` tells whether the server supports byte ranges."""
 
     offset: int
     data: bytes
-    size: int
+    size_bytes: int
     ranged: bool
 
 
@@ -64,12 +64,12 @@ def _files(siblings: Iterable[Any]) -> Iterator[tuple[str, int]]:
         ValueError: an entry is not a file.
     """
     for entry in siblings:
-        name, size = (entry.get("rfilename"), entry.get("size")) if isinstance(entry, dict) else (None, None)
-        size = 0 if size is None else size
-        if not isinstance(name, str) or type(size) is not int or size < 0:
+        name, size_bytes = (entry.get("rfilename"), entry.get("size")) if isinstance(entry, dict) else (None, None)
+        size_bytes = 0 if size_bytes is None else size_bytes
+        if not isinstance(name, str) or type(size_bytes) is not int or size_bytes < 0:
             raise ValueError("it lists entries that are not files")
         if is_plain(name):
-            yield name, size
+            yield name, size_bytes
 
 
 class HubClient:
@@ -111,29 +111,30 @@ class HubClient:
             HubUnreachable: the hub stopped answering.
         """
         body = bytearray()
-        size = 0
+        size_bytes = 0
         for chunk in self.stream(commit, name):
-            self.check_size(name, chunk.size, listed_bytes)
-            if chunk.size > max_bytes:
+            self.check_size(name, chunk.size_bytes, listed_bytes)
+            if chunk.size_bytes > max_bytes:
                 raise ModelError(
-                    f"{name} of {self.repository} has {chunk.size} bytes, which such a file cannot need",
+                    f"{name} of {self.repository} has {chunk.size_bytes} bytes, which such a file cannot need",
                     _OTHER_REPOSITORY_HINT,
                 )
-            size = chunk.size
+            size_bytes = chunk.size_bytes
             body[chunk.offset :] = chunk.data
-        if len(body) != size:
+        if len(body) != size_bytes:
             raise HubUnreachable(f"{self.endpoint} sends only a part of {name}", TRY_AGAIN)
         return bytes(body)
 
-    def check_size(self, name: str, size: int, expected: int) -> None:
-        """Check the announced size of a file; an ``expected`` size of 0 is unknown.
+    def check_size(self, name: str, size_bytes: int, listed_bytes: int) -> None:
+        """Check the announced size of a file by its size in the listing, 0 if unknown.
 
         Raises:
             ModelError: the sizes differ.
         """
-        if expected and size != expected:
+        if listed_bytes and size_bytes != listed_bytes:
             raise ModelError(
-                f"{self.endpoint} lists {expected} bytes of {name} in {self.repository} and sends a file of {size}",
+                f"{self.endpoint} lists {listed_bytes} bytes of {name} in {self.repository}"
+                f" and sends a file of {size_bytes}",
                 TRY_AGAIN,
             )
 
@@ -157,7 +158,7 @@ class HubClient:
                     yield chunk
                     position = chunk.offset + len(chunk.data)
                     furthest = max(furthest, position)
-                    end = chunk.size if stop is None else min(stop, chunk.size)
+                    end = chunk.size_bytes if stop is None else min(stop, chunk.size_bytes)
                     if self._closed.is_set():
                         return
             except HubUnreachable as error:
@@ -177,15 +178,15 @@ class HubClient:
             explain_errors(self.repository, self.endpoint),
             open_response(url, {**self._headers, **range_header}) as response,
         ):
-            offset, end, size = self._body_range(response, start)
+            offset, end, size_bytes = self._body_range(response, start)
             ranged = response.status_code == 206
-            yield FileChunk(offset, b"", size, ranged)  # gives the size, also of an empty file
+            yield FileChunk(offset, b"", size_bytes, ranged)  # gives the size, also of an empty file
             for data in iter_body(response):
                 if offset + len(data) > end:
                     raise ModelError(
                         f"{response.url.host} sends more bytes of {name} than it announced", CHECK_ENDPOINT
                     )
-                yield FileChunk(offset, data, size, ranged)
+                yield FileChunk(offset, data, size_bytes, ranged)
                 offset += len(data)
 
     def _body_range(self, response: httpx2.Response, start: int) -> tuple[int, int, int]:

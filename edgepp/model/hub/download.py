@@ -31,7 +31,8 @@ _HEAD_BYTES = 256 << 10  # more than the header of most files, and little compar
 _SPARE_BYTES = 64 << 20
 _MAX_SMALL_FILES_BYTES = 512 << 20
 
-Piece = tuple[PartialFile, Range]
+MissingRange = tuple[PartialFile, Range]
+"""A byte range to fetch, and the file that it is written into."""
 
 
 def download(source: HubRepository, parts: ModelParts, on_progress: Progress | None, newest: bool) -> Path:
@@ -102,9 +103,9 @@ def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _Progr
     if unlisted := sorted(files.keys() - listed.keys()):
         raise ModelError(f"the index of {snapshot.source.name} names {unlisted[0]}, which is not there")
     plan = [piece for name in files for piece in _plan(hub, snapshot, name, listed[name], parts)]
-    size = sum(total(ranges) for _, ranges, _ in plan)
-    check_space(folder, size + _SPARE_BYTES)
-    counter.expect(size)
+    size_bytes = sum(total(ranges) for _, ranges, _ in plan)
+    check_space(folder, size_bytes + _SPARE_BYTES)
+    counter.expect(size_bytes)
     pieces = [
         (file, piece) for file, ranges, ranged in plan for piece in (cut(ranges, _PIECE_BYTES) if ranged else ranges)
     ]
@@ -150,40 +151,40 @@ def _plan(
     path = snapshot.folder / name
     file = PartialFile.open(path)
     if file is None:
-        head, size, ranged = _head(hub, snapshot.commit, name, listed)
-        file = PartialFile.create(path, size, head)
+        head, size_bytes, ranged = _head(hub, snapshot.commit, name, listed)
+        file = PartialFile.create(path, size_bytes, head)
     elif file.missing_tensors(parts.wants):
         with closing(hub.stream(snapshot.commit, name, 0, 8)) as chunks:
             ranged = next(chunks).ranged
     if not file.missing_tensors(parts.wants):
         return []
-    return [(file, file.missing_ranges(parts.wants) if ranged else [(0, file.size)], ranged)]
+    return [(file, file.missing_ranges(parts.wants) if ranged else [(0, file.size_bytes)], ranged)]
 
 
 def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
     """First bytes of a safetensors file including the header, size of the file, and whether the hub supports ranges."""
     head = bytearray()
-    size, ranged = 0, False
+    size_bytes, ranged = 0, False
     stop = _HEAD_BYTES
     while len(head) < stop:
         with closing(hub.stream(commit, name, len(head), stop)) as chunks:
             for chunk in chunks:
-                hub.check_size(name, chunk.size, listed)
+                hub.check_size(name, chunk.size_bytes, listed)
                 head[chunk.offset :] = chunk.data
-                size, ranged = chunk.size, chunk.ranged
+                size_bytes, ranged = chunk.size_bytes, chunk.ranged
                 if len(head) >= stop:
                     break
-        stop = 8 + header_bytes(head, Path(name), size)
-    return bytes(head), size, ranged
+        stop = 8 + header_bytes(head, Path(name), size_bytes)
+    return bytes(head), size_bytes, ranged
 
 
-def _fetch_pieces(hub: HubClient, commit: str, plan: Sequence[Piece], counter: _ProgressCounter) -> None:
+def _fetch_pieces(hub: HubClient, commit: str, plan: Sequence[MissingRange], counter: _ProgressCounter) -> None:
     """Fetch the pieces over several connections; the bytes that arrived are recorded even after an error."""
 
     def fetch_piece(file: PartialFile, piece: Range) -> int:
         with closing(hub.stream(commit, file.path.name, *piece)) as chunks:
             for chunk in chunks:
-                hub.check_size(file.path.name, chunk.size, file.size)
+                hub.check_size(file.path.name, chunk.size_bytes, file.size_bytes)
                 file.write(chunk.offset, chunk.data)
                 counter.add(len(chunk.data), file.path.name)
         return piece[1] - piece[0]

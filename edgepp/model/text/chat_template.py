@@ -117,7 +117,7 @@ def _content(value: Any) -> Any:
     return value
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)  # a model may have a template of its own for tools
 def _compiled(template: str) -> Any:
     return _Environment().from_string(template)
 

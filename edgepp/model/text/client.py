@@ -50,10 +50,10 @@ class TextClient:
         self._keep = True
         threading.Thread(target=self._prepare, name="text", daemon=True).start()
 
-    def open(self, folder: Path, size: int) -> dict[str, Any]:
-        """Read the tokenizer in ``folder``, files of ``size`` bytes; returns the dict of ``read_definition``."""
-        with self._exclusive("", size):
-            request = {"do": "open", "folder": str(folder.absolute()), "size": size}
+    def open(self, folder: Path, size_bytes: int) -> dict[str, Any]:
+        """Read the tokenizer in ``folder``, files of ``size_bytes`` bytes; returns the dict of ``read_definition``."""
+        with self._exclusive("", size_bytes):
+            request = {"do": "open", "folder": str(folder.absolute()), "size": size_bytes}
             facts: dict[str, Any] = self._call(request, f"the tokenizer of {self._name} cannot be read")
             self._definition = facts["definition"]
         return facts

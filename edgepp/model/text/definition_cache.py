@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,27 +27,31 @@ _TEXTS = ("definition", "template", "tool_template", "bos")
 """Facts that are texts; all but the definition may be None."""
 
 
-def cached_definition(folder: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached_definition(
+    folder: Path, files: Iterable[tuple[Path, int]], read: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """The dict of ``read_definition`` for the tokenizer in ``folder``: from the cache, else from ``read()``.
+
+    ``files`` are the ``tokenizer_files`` of the folder.
 
     Raises:
         ModelError: a file of the folder cannot be read, or is too large; or from ``read``.
     """
-    digest = _digest(folder)
+    digest = _digest(folder, files)
     entry = cache_dir() / "tokenizers" / f"{digest}.json"
     if (facts := _cached(entry)) is not None:
         return facts
     facts = read()
-    if _digest(folder) == digest:  # else a file was changed while it was read
+    if _digest(folder, tokenizer_files(folder)) == digest:  # else a file was changed while it was read
         _store(entry, facts)
     return facts
 
 
-def _digest(folder: Path) -> str:
-    """Digest of the files that a tokenizer is read from, and of the libraries that read them."""
+def _digest(folder: Path, files: Iterable[tuple[Path, int]]) -> str:
+    """Digest of the ``files`` of a folder that a tokenizer is read from, and of the libraries that read them."""
     libraries = [__version__, *(version(name) for name in ("transformers", "tokenizers"))]
     digest = hashlib.sha256(json.dumps(libraries).encode())
-    for path, _ in tokenizer_files(folder):
+    for path, _ in files:
         data = read_bounded(path, max_file_bytes(path.name))
         digest.update(f"\n{path.relative_to(folder)} {len(data)}\n".encode(errors="surrogateescape"))
         digest.update(data)

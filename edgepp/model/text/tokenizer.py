@@ -67,11 +67,12 @@ class Tokenizer:
             raise ModelError(
                 f"{path} holds no tokenizer", "fetch it with `edgepp models pull`, or copy it into the folder"
             )
-        size = sum(size for _, size in tokenizer_files(path))
+        files = tokenizer_files(path)
+        size_bytes = sum(size for _, size in files)
         ids = end_ids(path)
         client = TextClient(path.name)
         try:
-            facts = cached_definition(path, lambda: client.open(path, size))
+            facts = cached_definition(path, files, lambda: client.open(path, size_bytes))
         except ModelError as error:
             is_complete = (path / "tokenizer.json").is_file()
             error.hint = "pull the model again" if is_complete else "use a copy of the model that has a tokenizer.json"

@@ -25,9 +25,9 @@ _MAX_GAP_BYTES = 1 << 20  # gaps up to this size are fetched too: a request cost
 class PartialFile:
     """A safetensors file that is being fetched; ``write`` may be called from several threads."""
 
-    def __init__(self, path: Path, size: int, places: Iterable[TensorPlace], held: Iterable[Range]) -> None:
+    def __init__(self, path: Path, size_bytes: int, places: Iterable[TensorPlace], held: Iterable[Range]) -> None:
         self.path = path
-        self.size = size
+        self.size_bytes = size_bytes
         self.places = tuple(places)
         self._held = union(held)
         self._lock = threading.Lock()
@@ -41,29 +41,29 @@ class PartialFile:
         """
         if not path.is_file():
             return None
-        size = path.stat().st_size
+        size_bytes = path.stat().st_size
         places = read_header(path, include_missing=True)
         record = _record(path)
         if not record.is_file():
-            return cls(path, size, places, [(0, size)])
+            return cls(path, size_bytes, places, [(0, size_bytes)])
         held = read_object(record, MAX_INDEX_BYTES).get("ranges")
         if not isinstance(held, list) or not all(_is_range(one) for one in held):
             raise ModelError(f"{record} is damaged: it does not list ranges", f"delete {path.name} and its record")
-        return cls(path, size, places, [(max(a, 0), min(b, size)) for a, b in held])
+        return cls(path, size_bytes, places, [(max(a, 0), min(b, size_bytes)) for a, b in held])
 
     @classmethod
-    def create(cls, path: Path, size: int, head: bytes) -> PartialFile:
-        """Create a file of ``size`` bytes; ``head`` are its first bytes, including the whole header.
+    def create(cls, path: Path, size_bytes: int, head: bytes) -> PartialFile:
+        """Create a file of ``size_bytes`` bytes; ``head`` are its first bytes, including the whole header.
 
         Raises:
             ModelError: the header is malformed or points outside the file.
         """
-        places = parse_header(head[8 : 8 + header_bytes(head, path, size)], path, size)
-        file = cls(path, size, places, [(0, len(head))])
+        places = parse_header(head[8 : 8 + header_bytes(head, path, size_bytes)], path, size_bytes)
+        file = cls(path, size_bytes, places, [(0, len(head))])
         temporary = path.with_name(f".{path.name}.new")
         with temporary.open("wb") as stream:
             stream.write(head)
-            stream.truncate(size)
+            stream.truncate(size_bytes)
             os.fsync(stream.fileno())
         file._write_record()
         temporary.replace(path)
@@ -87,7 +87,7 @@ class PartialFile:
         Raises:
             ModelError: the data reach beyond the end of the file.
         """
-        if offset + len(data) > self.size:
+        if offset + len(data) > self.size_bytes:
             raise ModelError(f"the hub sent more bytes of {self.path.name} than it has", "try again")
         if not data:
             return

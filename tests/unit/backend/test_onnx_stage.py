@@ -6,7 +6,6 @@ import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from edgepp.backend.onnx.stage import OnnxStage
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
-from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
+from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
+from tests.builders.checkpoints import Checkpoints
 
 Array = npt.NDArray[Any]
 
@@ -53,9 +53,9 @@ Make = Callable[..., Checkpoint]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(checkpoints: Checkpoints) -> Make:
     def make(shape: Shape = QUANTISED, **options: Any) -> Checkpoint:
-        return Checkpoint.open(make_checkpoint(tmp_path / "model", shape, **options))
+        return Checkpoint.open(checkpoints(shape, **options))
 
     return make
 

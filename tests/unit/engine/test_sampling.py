@@ -122,8 +122,8 @@ def test_temperature_zero_takes_the_likeliest() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(SamplingOptions(temperature=1.0, seed=1))
-    drawn = np.bincount([sampler(logits, []).token for _ in range(20_000)], minlength=4) / 20_000
-    np.testing.assert_allclose(drawn, [0.5, 0.3, 0.15, 0.05], atol=0.015)
+    drawn = np.bincount([sampler(logits, []).token for _ in range(6000)], minlength=4) / 6000
+    np.testing.assert_allclose(drawn, [0.5, 0.3, 0.15, 0.05], atol=0.02)  # three deviations of the first share
 
 
 def test_many_draws_from_a_wide_distribution_fit_it() -> None:
@@ -131,7 +131,7 @@ def test_many_draws_from_a_wide_distribution_fit_it() -> None:
     logits = _logits(11, 300)
     probabilities = np.exp(logits.astype(np.float64) - logits.max())
     probabilities /= probabilities.sum()
-    sampler, draws = Sampler(SamplingOptions(temperature=1.0, seed=2)), 40_000
+    sampler, draws = Sampler(SamplingOptions(temperature=1.0, seed=2)), 10_000
     drawn = np.bincount([sampler(logits, []).token for _ in range(draws)], minlength=300)
     statistic = ((drawn - draws * probabilities) ** 2 / (draws * probabilities)).sum()
     assert 200 < statistic < 400
@@ -159,8 +159,8 @@ def test_a_draw_depends_on_no_token_that_the_filters_rule_out() -> None:
 def test_temperature_sharpens_after_the_filters() -> None:
     logits = np.log(np.array([0.6, 0.4], np.float32))
     sampler = Sampler(SamplingOptions(temperature=0.5, seed=1))
-    drawn = np.mean([sampler(logits, []).token == 0 for _ in range(20_000)])
-    assert drawn == pytest.approx(0.36 / (0.36 + 0.16), abs=0.015)
+    drawn = np.mean([sampler(logits, []).token == 0 for _ in range(6000)])
+    assert drawn == pytest.approx(0.36 / (0.36 + 0.16), abs=0.018)  # three deviations
 
 
 def test_a_seed_reproduces_whatever_else_runs() -> None:

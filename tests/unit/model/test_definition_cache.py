@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from edgepp.errors import ModelError
+from edgepp.model.bounded_files import tokenizer_files
+from edgepp.model.text import definition_cache
 from edgepp.model.text.definition_cache import _MAX_ENTRIES, cached_definition
 
 FACTS: dict[str, Any] = {
@@ -35,6 +37,10 @@ class Reader:
         return self.facts
 
 
+def definition(folder: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return cached_definition(folder, tokenizer_files(folder), read)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path / "cache"))
@@ -52,11 +58,21 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_is_read_once(cache: Path, folder: Path, tmp_path: Path) -> None:
     read = Reader()
-    assert cached_definition(folder, read) == FACTS
+    assert definition(folder, read) == FACTS
     (folder / "model.safetensors").write_bytes(b"other weights")
-    assert cached_definition(folder, read) == FACTS
-    assert cached_definition(folder.rename(tmp_path / "elsewhere"), read) == FACTS
+    assert definition(folder, read) == FACTS
+    assert definition(folder.rename(tmp_path / "elsewhere"), read) == FACTS
     assert read.asked == 1
+
+
+def test_the_files_are_listed_once_where_the_cache_has_the_folder(
+    cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition(folder, Reader())
+    listed: list[Path] = []
+    monkeypatch.setattr(definition_cache, "tokenizer_files", listed.append)
+    assert definition(folder, Reader()) == FACTS
+    assert listed == []
 
 
 @pytest.mark.parametrize(
@@ -64,11 +80,11 @@ def test_a_folder_is_read_once(cache: Path, folder: Path, tmp_path: Path) -> Non
 )
 def test_a_folder_with_another_file_is_read_again(cache: Path, folder: Path, name: str) -> None:
     read = Reader()
-    cached_definition(folder, read)
+    definition(folder, read)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text('{"other": 1}')
-    cached_definition(folder, read)
-    cached_definition(folder, read)
+    definition(folder, read)
+    definition(folder, read)
     assert read.asked == 2
 
 
@@ -76,19 +92,19 @@ def test_what_moves_from_one_file_into_another_is_read_again(cache: Path, folder
     read = Reader()
     (folder / "tokenizer_config.json").write_text("ab")
     (folder / "vocab.json").write_text("c")
-    cached_definition(folder, read)
+    definition(folder, read)
     (folder / "tokenizer_config.json").write_text("a")
     (folder / "vocab.json").write_text("bc")
-    cached_definition(folder, read)
+    definition(folder, read)
     assert read.asked == 2
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(cache: Path, folder: Path) -> None:
-    cached_definition(folder, Reader(meanwhile=lambda: (folder / "tokenizer.json").write_text("[]")))
+    definition(folder, Reader(meanwhile=lambda: (folder / "tokenizer.json").write_text("[]")))
     read = Reader(FACTS | {"eos": 3})
-    assert cached_definition(folder, read)["eos"] == 3
+    assert definition(folder, read)["eos"] == 3
     (folder / "tokenizer.json").write_text("{}")
-    assert cached_definition(folder, read)["eos"] == 3
+    assert definition(folder, read)["eos"] == 3
     assert read.asked == 2
 
 
@@ -107,25 +123,25 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(cache: Path, folder: P
 )
 def test_a_damaged_entry_is_read_again_and_replaced(cache: Path, folder: Path, damage: bytes) -> None:
     read = Reader()
-    cached_definition(folder, read)
+    definition(folder, read)
     (entry,) = cache.iterdir()
     entry.write_bytes(damage)
-    assert cached_definition(folder, read) == FACTS
-    assert cached_definition(folder, read) == FACTS
+    assert definition(folder, read) == FACTS
+    assert definition(folder, read) == FACTS
     assert read.asked == 2
 
 
 def test_an_entry_that_is_a_pipe_is_not_waited_for(cache: Path, folder: Path) -> None:
-    cached_definition(folder, Reader())
+    definition(folder, Reader())
     (entry,) = cache.iterdir()
     entry.unlink()
     os.mkfifo(entry)
-    assert cached_definition(folder, Reader()) == FACTS
+    assert definition(folder, Reader()) == FACTS
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(cache: Path, folder: Path) -> None:
     cache.parent.write_text("a file where the folder should be")
-    assert cached_definition(folder, Reader()) == FACTS
+    assert definition(folder, Reader()) == FACTS
 
 
 def test_what_the_reader_refuses_is_not_kept(cache: Path, folder: Path) -> None:
@@ -133,15 +149,15 @@ def test_what_the_reader_refuses_is_not_kept(cache: Path, folder: Path) -> None:
         raise ModelError("the tokenizer cannot be read")
 
     with pytest.raises(ModelError):
-        cached_definition(folder, refuse)
-    assert cached_definition(folder, Reader()) == FACTS
+        definition(folder, refuse)
+    assert definition(folder, Reader()) == FACTS
 
 
 def test_old_entries_are_removed(cache: Path, folder: Path) -> None:
     for number in range(_MAX_ENTRIES + 3):
         (folder / "tokenizer.json").write_text(str(number))
-        cached_definition(folder, Reader())
+        definition(folder, Reader())
     assert len(list(cache.iterdir())) == _MAX_ENTRIES
     last = Reader()
-    cached_definition(folder, last)
+    definition(folder, last)
     assert last.asked == 0

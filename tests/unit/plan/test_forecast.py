@@ -40,8 +40,8 @@ def test_the_best_single_node_is_the_one_that_answers_soonest() -> None:
     alone = make_layout(asked(), cluster(STUDIO)).prediction
     assert found.best_node.prediction.one == alone.one
     work = found.question.workload
-    assert found.best_node.speed == near(alone.answer_s(work) / found.layout.prediction.answer_s(work))
-    assert found.best_node.speed < 1
+    assert found.best_node.speedup == near(alone.answer_s(work) / found.layout.prediction.answer_s(work))
+    assert found.best_node.speedup < 1
     assert found.layout.machines == 2
 
 
@@ -55,7 +55,7 @@ def test_a_node_too_small_is_no_best_single_node() -> None:
 def test_one_node_is_compared_with_itself() -> None:
     found = forecast(asked(), cluster(STUDIO))
     assert found.best_node is not None
-    assert (found.best_node.speed, found.best_node.throughput, found.layout.machines) == near((1.0, 1.0, 1))
+    assert (found.best_node.speedup, found.best_node.throughput_ratio, found.layout.machines) == near((1.0, 1.0, 1))
 
 
 def needs(found: Forecast) -> dict[str, object]:

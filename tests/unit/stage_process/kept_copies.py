@@ -7,7 +7,7 @@ from typing import Any
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
 from edgepp.stage_process.kv_copies import KvCopies
-from edgepp.stage_process.kv_pieces import Piece, data_of
+from edgepp.stage_process.kv_pieces import CachePiece, data_of
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages.data import Batch, Echo, Kept, KvPiece
@@ -75,7 +75,7 @@ class KeeperLink:
             assert isinstance(message, KvPiece)
             self.pieces.append((message.sequence, message.start, message.stop))
             layers = LayerRange(message.start_layer, message.stop_layer)
-            piece = Piece(layers, message.start, message.stop, bytes(data_of(message, [memoryview(frames[0])])))
+            piece = CachePiece(layers, message.start, message.stop, bytes(data_of(message, [memoryview(frames[0])])))
             try:
                 self.copies.keep((message.epoch, message.sequence), piece, message.layout, message.step)
             except RemoteProtocolError:

@@ -12,7 +12,7 @@ from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
 from edgepp.stage_process.companion import Key
 from edgepp.stage_process.kv_copies import MAX_FRAMES, PIECE_OVERHEAD_BYTES, KvCopies
-from edgepp.stage_process.kv_pieces import Cut, Piece
+from edgepp.stage_process.kv_pieces import CachePiece, Cut
 
 LAYERS, EACH = LayerRange(2, 4), 3
 MAX_BYTES = 40 * (len(LAYERS) * EACH + PIECE_OVERHEAD_BYTES)
@@ -49,7 +49,7 @@ class CopiesMachine(RuleBasedStateMachine):
         has_room = size(*before, *others, piece) <= MAX_BYTES
         refused = False
         try:
-            self.copies.keep(key, Piece(LAYERS, *piece), "form", 1)
+            self.copies.keep(key, CachePiece(LAYERS, *piece), "form", 1)
         except RemoteProtocolError:
             refused = True
         assert refused == (start not in boundaries or not has_room)
@@ -85,7 +85,7 @@ class CopiesMachine(RuleBasedStateMachine):
         for key, pieces in self.kept.items():
             assert [one[1] for one in pieces[:-1]] == [one[0] for one in pieces[1:]]
             found = self.copies.pieces(key, LAYERS, 0, pieces[-1][1], "form")
-            assert found == [Piece(LAYERS, *one) for one in pieces]
+            assert found == [CachePiece(LAYERS, *one) for one in pieces]
             assert self.copies.pieces(key, LAYERS, 0, pieces[-1][1] + 1, "form") is None
         assert self.copies.nbytes == size(*(one for pieces in self.kept.values() for one in pieces)) <= MAX_BYTES
 
@@ -100,7 +100,7 @@ TestCopies = CopiesMachine.TestCase
 def kept(*pieces: tuple[int, int, int, int, bytes]) -> KvCopies:
     copies = KvCopies(1 << 20)
     for first, stop, start, end, raw in pieces:
-        copies.keep((1, 1), Piece(LayerRange(first, stop), start, end, raw), "form", 1)
+        copies.keep((1, 1), CachePiece(LayerRange(first, stop), start, end, raw), "form", 1)
     return copies
 
 
@@ -108,7 +108,7 @@ def test_single_layers_are_taken_out_of_a_piece() -> None:
     copies = kept((2, 4, 0, 2, b"aabb"), (2, 4, 2, 3, b"cd"), (4, 5, 0, 3, b"xyz"))
     found = copies.pieces((1, 1), LayerRange(3, 5), 1, 3, "form")
     parts = [(3, 4, 0, 2, b"bb"), (3, 4, 2, 3, b"d"), (4, 5, 0, 3, b"xyz")]
-    assert found == [Piece(LayerRange(first, stop), *rest) for first, stop, *rest in parts]
+    assert found == [CachePiece(LayerRange(first, stop), *rest) for first, stop, *rest in parts]
     later = copies.pieces((1, 1), LayerRange(2, 4), 2, 3, "form")
     assert [one.start for one in later or ()] == [2]
 
@@ -131,15 +131,15 @@ def test_a_beginning_of_other_layers_or_another_layout_replaces_what_overlaps() 
     copies = kept((2, 4, 0, 2, b"aabb"), (3, 5, 0, 1, b"cc"), (6, 7, 0, 1, b"d"))
     assert set(copies.lengths(1)) == {LayerRange(3, 5), LayerRange(6, 7)}
     with pytest.raises(RemoteProtocolError, match="beginning is not kept"):
-        copies.keep((1, 1), Piece(LayerRange(3, 5), 1, 2, b"ee"), "another", 1)
+        copies.keep((1, 1), CachePiece(LayerRange(3, 5), 1, 2, b"ee"), "another", 1)
 
 
 def test_copies_beyond_the_bound_are_refused_and_the_beginning_stays() -> None:
     copies = KvCopies(3 * (PIECE_OVERHEAD_BYTES + 10))
     for position in range(3):
-        copies.keep((1, 1), Piece(LAYERS, position, position + 1, bytes(10)), "form", 1)
+        copies.keep((1, 1), CachePiece(LAYERS, position, position + 1, bytes(10)), "form", 1)
     with pytest.raises(RemoteProtocolError, match="more than"):
-        copies.keep((1, 1), Piece(LAYERS, 3, 4, bytes(10)), "form", 1)
+        copies.keep((1, 1), CachePiece(LAYERS, 3, 4, bytes(10)), "form", 1)
     assert copies.lengths(1) == {LAYERS: {1: 3}}
 
 
@@ -163,7 +163,7 @@ def test_pieces_are_cut_to_size(layers: LayerRange, layer_bytes: int, max_bytes:
 
 def test_a_copy_that_was_overwritten_is_dropped_wherever_it_is() -> None:
     copies = kept((2, 4, 0, 2, b"aabb"), (2, 4, 2, 3, b"cd"))
-    under_way = Piece(LAYERS, 2, 3, b"ef")
+    under_way = CachePiece(LAYERS, 2, 3, b"ef")
     copies.computed((1, 1), 2, 1)
     assert copies.lengths(1) == {LAYERS: {1: 2}}
     copies.computed((1, 1), 3, 2)
@@ -176,7 +176,7 @@ def test_a_copy_that_was_overwritten_is_dropped_wherever_it_is() -> None:
 
 def test_a_copy_may_come_before_the_frame_that_it_was_taken_after() -> None:
     copies = kept((2, 4, 0, 2, b"aabb"))
-    copies.keep((1, 1), Piece(LAYERS, 0, 2, b"ccdd"), "form", 8)
+    copies.keep((1, 1), CachePiece(LAYERS, 0, 2, b"ccdd"), "form", 8)
     copies.computed((1, 1), 1, 7)
     assert copies.lengths(1) == {LAYERS: {1: 2}}
     copies.computed((1, 1), 1, 8)
@@ -188,16 +188,16 @@ def test_the_frames_that_are_remembered_are_bounded() -> None:
     for step in range(3 * MAX_FRAMES):
         copies.computed((1, 1), step, step)
     assert len(copies._frames[1, 1]._steps) == MAX_FRAMES
-    copies.keep((1, 1), Piece(LAYERS, 0, 2, b"aabb"), "form", 5)
+    copies.keep((1, 1), CachePiece(LAYERS, 0, 2, b"aabb"), "form", 5)
     assert copies.lengths(1) == {}
-    copies.keep((1, 1), Piece(LAYERS, 0, 2, b"aabb"), "form", 3 * MAX_FRAMES)
+    copies.keep((1, 1), CachePiece(LAYERS, 0, 2, b"aabb"), "form", 3 * MAX_FRAMES)
     assert copies._frames[1, 1]._steps == []
 
 
 def test_a_copy_takes_over_what_was_kept_before_it_began_and_nothing_later() -> None:
     copies = KvCopies(1 << 20)
     for start, step in ((0, 1), (2, 2), (4, 9)):
-        copies.keep((1, 1), Piece(LAYERS, start, start + 2, bytes(4)), "form", step)
+        copies.keep((1, 1), CachePiece(LAYERS, start, start + 2, bytes(4)), "form", step)
     copies.computed((1, 1), 3, 1)
     copies.fork((1, 1), (1, 2), 6)
     copies.free((1, 1))

@@ -6,6 +6,7 @@ import json
 import random
 from functools import cache
 
+import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -58,9 +59,8 @@ def random_answer(constraint: Constraint, seed: int, limit: int = 3000) -> str:
     """The answer of a model whose weights are random: any allowed token, up to the end."""
     made, draw, ids = matcher(constraint), random.Random(seed), []  # noqa: S311
     while not made.is_stopped() and len(ids) < limit:
-        bits = made.compute_bitmask()
-        allowed = [8 * place + bit for place, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1]
-        token = draw.choice(allowed)
+        allowed = np.unpackbits(np.frombuffer(made.compute_bitmask(), np.uint8), bitorder="little").nonzero()[0]
+        token = int(draw.choice(allowed))
         if token == special_tokens()["<|eos|>"]:
             break
         assert made.consume_token(token)

@@ -10,6 +10,7 @@ import pytest
 from edgepp.engine.request import Constraint
 from edgepp.tool_calls.formats import format_of
 from edgepp.tool_calls.tool_use import CallArguments, CallEnded, CallStarted, Text, Tool, ToolUse
+from tests.builders.properties import examples
 from tests.unit.tool_calls import templates as t
 from tests.unit.tool_calls.answers import NOW, WEATHER, joined
 from tests.unit.tool_calls.grammars import bounded_tool_schema, is_allowed, random_answer, special_tokens
@@ -55,7 +56,7 @@ def check_calls(template: str, use: ToolUse, answer: str) -> int:
 def test_random_tokens_give_valid_calls_where_a_call_is_required(template, parallel) -> None:
     use = ToolUse((BOUNDED,), "required", parallel=parallel)
     held = constraint(template, use, CLOSED)
-    for seed in range(8):
+    for seed in range(examples(20)):
         answer = random_answer(held, seed, limit=20_000)
         calls = check_calls(template, use, answer)
         assert calls == 1 if not parallel else calls >= 1

@@ -26,7 +26,7 @@ from edgepp.http_api.generation import (
     Usage,
 )
 from edgepp.http_api.ollama_api.answer import streamed
-from edgepp.http_api.ollama_api.ndjson import Lines, Piece, Shape, chat_shape, generate_shape, joined, line
+from edgepp.http_api.ollama_api.ndjson import LineDelta, Lines, Shape, chat_shape, generate_shape, joined, line
 from tests.builders.ollama_lines import strict_lines
 
 USAGE = Usage(prompt_tokens=7, completion_tokens=3, queue_s=0.001, prompt_s=0.5, decode_s=0.25)
@@ -44,7 +44,7 @@ def called(call: int, name: str, arguments: str) -> list[GenerationEvent]:
     ]
 
 
-async def nothing(_: Piece) -> dict[str, Any]:
+async def nothing(_: LineDelta) -> dict[str, Any]:
     return {}
 
 
@@ -179,5 +179,7 @@ def assert_known(found: Any, sent: Any) -> None:
 
 def test_pieces_joined_are_the_whole_answer() -> None:
     token = TokenLogprob("a", -1.0)
-    whole = joined([Piece("a", logprobs=(token,)), Piece(), Piece("b", "hm"), Piece(calls=({"function": {}},))])
-    assert whole == Piece("ab", "hm", ({"function": {}},), (token,))
+    whole = joined(
+        [LineDelta("a", logprobs=(token,)), LineDelta(), LineDelta("b", "hm"), LineDelta(calls=({"function": {}},))]
+    )
+    assert whole == LineDelta("ab", "hm", ({"function": {}},), (token,))

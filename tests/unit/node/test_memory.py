@@ -5,38 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgepp.errors import UsageError
-from edgepp.node import resources
-from edgepp.node.resources import linux_memory, parse_bytes, usable_memory
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("8GB", 8 * 10**9),
-        ("500 MB", 500 * 10**6),
-        ("1.5GiB", 3 * 2**29),
-        ("8G", 8 * 10**9),
-        ("8gi", 8 * 2**30),
-        (" 64kB ", 64_000),
-        ("2TB", 2 * 10**12),
-        ("123456789b", 123456789),
-        ("100B", 100),
-        ("0.1GB", 10**8),
-    ],
-)
-def test_sizes_as_people_write_them(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GB", "-8GB", "8XB", "8 G B", "0", "8", "0GB", "0.1B", "1e9", "1,5GB", "inf", "٣GB"]
-)
-def test_what_is_no_size_is_one_sentence(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a size") as caught:
-        parse_bytes(text)
-    assert "GB" in caught.value.hint
-
+from edgepp.node import memory
+from edgepp.node.memory import linux_memory, usable_memory
 
 GB = 10**9
 
@@ -93,15 +63,15 @@ def test_a_machine_without_control_groups(tmp_path: Path) -> None:
 
 
 def test_a_reserve_stays_free_and_a_cap_only_lowers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_gpu_memory", lambda: None)
-    monkeypatch.setattr(resources, "linux_memory", lambda: 4 * GB)
-    monkeypatch.setattr(resources, "_LINUX", True)
+    monkeypatch.setattr(memory, "_gpu_memory", lambda: None)
+    monkeypatch.setattr(memory, "linux_memory", lambda: 4 * GB)
+    monkeypatch.setattr(memory, "_LINUX", True)
     assert usable_memory() == 4 * GB - 512_000_000
     assert usable_memory(3 * GB) == 3 * GB
     assert usable_memory(99 * GB) == 4 * GB - 512_000_000
-    monkeypatch.setattr(resources, "linux_memory", lambda: 100 * GB)
+    monkeypatch.setattr(memory, "linux_memory", lambda: 100 * GB)
     assert usable_memory() == 95 * GB
-    monkeypatch.setattr(resources, "linux_memory", lambda: 100)
+    monkeypatch.setattr(memory, "linux_memory", lambda: 100)
     assert usable_memory() == 0
 
 
@@ -109,8 +79,8 @@ def _card(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
     """Let this machine have an NVIDIA card that MLX computes on, as far as its memory is asked for."""
     import mlx.core as mx
 
-    monkeypatch.setattr(resources, "cuda_package", lambda: "mlx-cuda-13")
-    monkeypatch.setattr(resources, "device", lambda: "cuda")
+    monkeypatch.setattr(memory, "cuda_package", lambda: "mlx-cuda-13")
+    monkeypatch.setattr(memory, "device", lambda: "cuda")
     monkeypatch.setattr(mx, "device_info", lambda _: {"free_memory": free_bytes})
 
 
@@ -118,8 +88,8 @@ def test_with_a_card_a_model_has_what_the_card_has_free(monkeypatch: pytest.Monk
     _card(monkeypatch, 80 * GB)
     assert usable_memory() == 76 * GB
     assert usable_memory(10 * GB) == 10 * GB
-    assert resources.free_model_memory() == 76 * GB
-    monkeypatch.setattr(resources, "device", lambda: "cpu")
+    assert memory.free_model_memory() == 76 * GB
+    monkeypatch.setattr(memory, "device", lambda: "cpu")
     assert usable_memory() < 76 * GB
 
 
