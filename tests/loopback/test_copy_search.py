@@ -1,4 +1,4 @@
-"""The search for a copy of a coordinator: only a live process that proves the coordinator's key keeps it from serving."""
+"""The search for a copy of a coordinator: only a live process that proves its key keeps a coordinator from serving."""
 
 from __future__ import annotations
 

@@ -24,7 +24,13 @@ def model(checkpoints: Checkpoints) -> Path:
 
 def test_a_coordinator_whose_next_port_is_taken_gets_others(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(member, "report", lambda event, **facts: told.append({"event": event, **facts}))
+    listening = asyncio.Event()
+
+    def report(event: str, **facts: Any) -> None:
+        told.append({"event": event, **facts})
+        listening.set()
+
+    monkeypatch.setattr(member, "report", report)
     ports: list[int] = []
     taken: list[socket.socket] = []
     invite = ServedCluster.invite
@@ -42,9 +48,10 @@ def test_a_coordinator_whose_next_port_is_taken_gets_others(model: Path, monkeyp
         ended = asyncio.Event()
         running = asyncio.create_task(member.run({"role": "serve", "model": str(model), "threads": 1}, ended))
         async with asyncio.timeout(PATIENCE_S):
-            while not told and not running.done():
-                await asyncio.sleep(0.01)
+            waiting = asyncio.create_task(listening.wait())
+            await asyncio.wait([waiting, running], return_when=asyncio.FIRST_COMPLETED)
         ended.set()
+        waiting.cancel()
         await running
 
     try:
