@@ -51,7 +51,7 @@ class CopySearch:
         if self._found is not None:
             raise UsageError(
                 f"another machine, at {self._found}, already serves this cluster with a copy of this machine's key",
-                "serve on one of the two only; the other one, with its edgepp configuration deleted, can join by a code",
+                "serve on one of the two only; the other can join by a code once its edgepp configuration is deleted",
             )
 
     def close(self) -> None:
