@@ -305,7 +305,7 @@ def discover(
     *,
     warns: bool = True,
 ) -> tuple[Announcement, ...]:
-    """Search the network once, for ``wait_s`` seconds at most or until ``given_up``; returns the accepted announcements.
+    """Search the network once, until ``given_up`` or for ``wait_s`` seconds; returns the accepted announcements.
 
     ``warns``: whether a warning is logged where multicast does not work.
     """
