@@ -12,6 +12,8 @@ import signal
 import site
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
@@ -22,12 +24,28 @@ def python_command(module: str, *arguments: str) -> list[str]:
     The child imports from the same folders as this process, except the current folder; environment variables such as
     ``PYTHONPATH`` add none. It does not find PyTorch, which nothing here needs, and which transformers imports where it
     is installed: that takes seconds, and more memory than some children may use. Ctrl-C during the imports ends the
-    child without a traceback; afterwards the module handles Ctrl-C.
+    child without a traceback, even before the first one where it was started inside of ``interrupts_held``;
+    afterwards the module handles Ctrl-C.
     """
-    quiet = "import signal; signal.getsignal(2) is signal.default_int_handler and signal.signal(2, signal.SIG_DFL)"
+    ends = "s.getsignal(2) is s.default_int_handler and s.signal(2, s.SIG_DFL)"
+    quiet = f"import _signal as s; {ends}; s.pthread_sigmask(s.SIG_UNBLOCK, [2])"  # `signal` itself takes milliseconds
     paths = f"import runpy, sys; sys.path[:] = {trusted_path()!r}; sys.modules['torch'] = None"
     run = f"runpy.run_module({module!r}, None, '__main__', True)"
     return [sys.executable, "-I", "-c", f"{quiet}; {paths}; {run}", *arguments]
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Have a child that is started inside of the block get Ctrl-C once it can end without a traceback.
+
+    The child inherits that this thread blocks SIGINT; the command line of ``python_command`` ends that. In this process
+    Ctrl-C is handled after the block, or by another thread.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def read_configuration() -> str:

@@ -23,6 +23,7 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.copy_search import CopySearch
 from edgepp.coordinator.model_change import CoordinatorModel
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
@@ -114,7 +115,8 @@ class CoordinatorService:
         The measurement of this machine ends early when ``given_up`` is set, and loading when ``on_progress`` raises.
 
         Raises:
-            UsageError: this machine's node runs already, or an option is out of bounds.
+            UsageError: this machine's node runs already, also as a copy on another machine, or an option is out of
+                bounds.
             EdgeppError: the cluster cannot run; everything that was started has been closed.
         """
         self._owned = ExitStack()
@@ -137,6 +139,9 @@ class CoordinatorService:
         identity = self._identity = load_identity()
         name_process(identity.name)
         cluster = _own_cluster(identity)
+        copies = None if options.listen.is_loopback else CopySearch(identity, cluster)
+        if copies is not None:  # searches while the model is opened and this machine is measured
+            self._owned.callback(copies.close)
         frontend = ModelFrontend.open(options.model, whole=False, on_progress=on_progress)
         parts = _parts(options, frontend, identity)
         offer = _offer(options, on_event, given_up)
@@ -153,6 +158,8 @@ class CoordinatorService:
         self.pipeline_manager = PipelineManager(frontend, parts.options, on_event)
         self._owned.callback(lambda: self.pipeline_manager.frontend.tokenizer.close())
         self._owned.callback(self.pipeline_manager.close)
+        if copies is not None:
+            copies.check()
         self.coordinator = Coordinator(
             identity,
             cluster,

@@ -48,6 +48,11 @@ class FailureBackoff:
             row.banned_until_s = now_s + doubled_s(FIRST_BAN_S, row.num_failures - MAX_FAILURES, MAX_BAN_S)
         return now_s + doubled_s(FIRST_SLOT_RETRY_S, row.num_failures - 1, MAX_SLOT_RETRY_S)
 
+    def unreachable(self, host: str, reason: str, now_s: float) -> None:
+        """Ban a host whose stage runs, and which the coordinator cannot reach."""
+        self._rows.setdefault(host, _FailureRow()).loaded_s = None  # however long the stage has run, it did not work
+        self.failed(host, reason, now_s, final=True)
+
     def loaded(self, host: str, now_s: float) -> None:
         """Note that a host has loaded its layers."""
         if host in self._rows:

@@ -19,7 +19,7 @@ from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
-from edgepp.engine.stage_handshake import Endpoint
+from edgepp.engine.stage_handshake import Endpoint, StageUnreached
 from edgepp.errors import EdgeppError, NotReady, StageError
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
@@ -70,6 +70,11 @@ class PipelineManager:
     def num_failures(self) -> int:
         """Failures in a row to open the wanted pipeline."""
         return self._reopening.num_failures
+
+    @property
+    def unreachable(self) -> Endpoint | None:
+        """The endpoint of the wanted pipeline at which no stage answers, try after try; else None."""
+        return self._reopening.unreachable
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -262,7 +267,8 @@ class PipelineManager:
             if not isinstance(error, EdgeppError):
                 log.exception("plan %d cannot be opened", wanted.plan_version)
             if wanted == self._wanted:
-                self._note_failure(str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}")
+                reason = str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}"
+                self._note_failure(reason, error.endpoint if isinstance(error, StageUnreached) else None)
                 if self._reopening.num_failures == 1:
                     self._on_event(PipelineNotOpened(wanted.plan_version, self.reason))
             return
@@ -289,6 +295,6 @@ class PipelineManager:
         else:  # another plan came meanwhile
             ring.close()
 
-    def _note_failure(self, reason: str) -> None:
+    def _note_failure(self, reason: str, unreached: Endpoint | None = None) -> None:
         self._reason = reason
-        self._reopening.failed()
+        self._reopening.failed(unreached)

@@ -1,10 +1,11 @@
-"""Waits between tries to open a pipeline: each failure in a row doubles the wait."""
+"""Waits between tries to open a pipeline, doubled by each failure in a row, and the stage that is not reached."""
 
 from __future__ import annotations
 
 import time
 
-from edgepp.coordinator.failure_backoff import doubled_s
+from edgepp.coordinator.failure_backoff import MAX_FAILURES, doubled_s
+from edgepp.engine.stage_handshake import Endpoint
 
 FIRST_REOPEN_S = 0.5
 """The wait before a retry after the first failure to open a pipeline; each further failure doubles it."""
@@ -17,6 +18,9 @@ class Reopening:
     def __init__(self) -> None:
         self.num_failures = 0
         self._failed_s = 0.0
+        self._unreached: Endpoint | None = None
+        """Where no stage answered the last time."""
+        self._num_unreached = 0
 
     @property
     def waits(self) -> bool:
@@ -24,11 +28,19 @@ class Reopening:
         wait_s = doubled_s(FIRST_REOPEN_S, self.num_failures - 1, MAX_REOPEN_S)
         return self.num_failures > 0 and time.monotonic() - self._failed_s < wait_s
 
-    def failed(self) -> None:
-        """Note one more failure."""
+    @property
+    def unreachable(self) -> Endpoint | None:
+        """Where no stage has answered ``MAX_FAILURES`` times in a row; None where one has, or for another failure."""
+        return self._unreached if self._num_unreached >= MAX_FAILURES else None
+
+    def failed(self, unreached: Endpoint | None = None) -> None:
+        """Note one more failure; ``unreached`` is where no stage answered."""
         self.num_failures += 1
+        again = unreached is not None and unreached == self._unreached
+        self._num_unreached = self._num_unreached + 1 if again else int(unreached is not None)
+        self._unreached = unreached
         self._failed_s = time.monotonic()
 
     def forget(self) -> None:
         """Begin again: another pipeline is wanted, or this one is open."""
-        self.num_failures = 0
+        self.num_failures = self._num_unreached = 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.pipeline_order import endpoint_of
 from edgepp.coordinator.places import Place
 from edgepp.coordinator.planner import Planner
 from edgepp.errors import EdgeppError, NotReady, StageLost
@@ -62,6 +63,24 @@ class StageLosses:
         if loss is None or loss.gone is None or not self._is_ordered or loss.gone >= len(stages):
             return ""
         return stages[loss.gone][0].node
+
+    def avoid_unreachable(self, now_s: float) -> tuple[Member, str] | None:
+        """Let other hosts take the layers of a stage that its node has loaded, and that the pipeline cannot reach.
+
+        Returns the member and what is wrong, once each time that its host is banned; None else.
+        """
+        endpoint, backoff = self._pipeline_manager.unreachable, self._planner.loads.backoff
+        if endpoint is None or not self._is_ordered:
+            return None
+        for place in self._planner.places(self._members):
+            if place.loaded is None or endpoint_of(place.member, place.loaded.port) != endpoint:
+                continue
+            reason = f"{self._name(place)} does not answer, although the node itself does"
+            self._pipeline_manager.explain(reason)
+            if not backoff.is_banned(place.host, now_s):
+                backoff.unreachable(place.host, reason, now_s)
+                return place.member, reason
+        return None
 
     def leave(self, places: Sequence[Place]) -> None:
         """Let answers pause that run over ``places`` of the former plan, or end where no plan follows.

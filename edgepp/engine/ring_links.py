@@ -13,7 +13,15 @@ import zmq
 
 from edgepp.cluster.discovery.network_paths import fastest_first
 from edgepp.engine.rebuild_plan import Holding
-from edgepp.engine.stage_handshake import ANSWER_S, Expectation, Peer, RingIdentity, ask, receive_answer
+from edgepp.engine.stage_handshake import (
+    ANSWER_S,
+    Expectation,
+    Peer,
+    RingIdentity,
+    StageUnreached,
+    ask,
+    receive_answer,
+)
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange
 from edgepp.wire import codec
@@ -189,7 +197,8 @@ class RingLinks:
         except RemoteProtocolError as error:
             raise StageLost(f"{peer} cannot be understood: {error}") from error
         if echo_s is None or large_s is None:
-            raise StageLost(
+            raise StageUnreached(
+                peer.endpoint,
                 f"the data port {link.address} of {peer} does not answer",
                 "a node uses two neighbouring ports: open both in its firewall",
             )

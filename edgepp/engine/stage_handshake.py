@@ -38,6 +38,14 @@ class Endpoint:
     key: str = ""
 
 
+class StageUnreached(StageLost):
+    """Nothing answers where a stage is to listen; ``endpoint`` says where."""
+
+    def __init__(self, endpoint: Endpoint, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.endpoint = endpoint
+
+
 @dataclass(frozen=True)
 class Expectation:
     """The coordinator's own copy of the model, which every stage must match."""
@@ -177,7 +185,8 @@ def greet(
     """Connect to the stage at ``endpoint``; this machine introduces itself as ``node``.
 
     Raises:
-        StageLost: nothing answers there, before ``given_up()`` is true.
+        StageUnreached: nothing answers there, before ``given_up()`` is true.
+        StageLost: the answer cannot be understood.
         PairingError: the stage does not admit this machine.
         PlanError: the answer is not that of a stage of the same edgepp.
     """
@@ -194,7 +203,7 @@ def greet(
     except RemoteProtocolError as error:
         raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error
     except PeerLost as error:
-        raise StageLost(str(error), error.hint) from error
+        raise StageUnreached(endpoint, str(error), error.hint) from error
     try:
         return _peer(link, frames, endpoint)
     except EdgeppError:

@@ -75,10 +75,12 @@ class NodeAgent(threading.Thread):
         on_address_change: Callable[[], None] = lambda: None,
         on_view: Callable[[dict[str, Any]], None] = lambda _: None,
         sleep: SleepInhibitor | None = None,
+        sure_addresses: Callable[[], Sequence[Address]] | None = None,
     ) -> None:
         """Prepare a node; ``start`` begins.
 
-        ``coordinator_addresses`` returns the addresses at which the coordinator may be now. ``on_address_change`` is
+        ``coordinator_addresses`` returns the addresses at which the coordinator may be now, and ``sure_addresses``
+        those that no stranger can have announced; None where that is all of them. ``on_address_change`` is
         called when this machine has another address, or has slept; ``on_view`` with every new view of the cluster.
         ``sleep`` keeps this machine awake while answers are under way; None lets it sleep.
         """
@@ -113,7 +115,8 @@ class NodeAgent(threading.Thread):
         self._draining = False
         self._leaving_sent_s = 0.0
         self._search = CoordinatorSearch(
-            self._context, identity, cluster, coordinator_addresses, self._heartbeat, self._enrolment, on_event
+            *(self._context, identity, cluster, coordinator_addresses),
+            *(self._heartbeat, self._enrolment, on_event, sure_addresses),
         )
         self._workers = NodeWorkers(offer, identity, cluster.coordinator.key, self._outbox.put)
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses, may_move
 from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.identity import (
@@ -134,23 +135,24 @@ class MemberService:
             tensor=options.tensor,
         )
 
-        def addresses() -> list[Address]:
+        def addresses(announcements: Sequence[Announcement] = ()) -> list[Address]:
             try:
                 known = load_cluster() or self.cluster
             except EdgeppError:  # the file cannot be read now
                 known = self.cluster
-            return coordinator_addresses(known, peers, browser.announcements() if browser else ())
+            return coordinator_addresses(known, peers, announcements)
 
         on_address_change = browser.refresh if browser else _do_nothing
         self._agent = NodeAgent(
             self.identity,
             self.cluster,
             offer,
-            addresses,
+            lambda: addresses(browser.announcements() if browser else ()),
             self._on_event,
             on_address_change,
             self._on_view,
             SleepInhibitor(allow_sleep=options.allow_sleep),
+            addresses,
         )
         self._agent.start()
         self._owned.callback(self._agent.close)

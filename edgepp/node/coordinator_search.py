@@ -40,12 +40,18 @@ class CoordinatorSearch:
         heartbeat: Callable[[], Heartbeat],
         enrolment: Callable[[], Enrol],
         on_event: OnEvent,
+        sure_addresses: Callable[[], Sequence[Address]] | None = None,
     ) -> None:
-        """``addresses`` returns where the coordinator may be now; ``heartbeat`` and ``enrolment`` make messages."""
+        """``addresses`` returns where the coordinator may be now; ``heartbeat`` and ``enrolment`` make messages.
+
+        ``sure_addresses`` returns those that no stranger can have announced; None where that is all of them. Only there
+        a refused connection ends the search.
+        """
         self._context = context
         self._identity = identity
         self._cluster = cluster
         self._addresses = addresses
+        self._sure_addresses = sure_addresses or addresses
         self._heartbeat = heartbeat
         self._enrolment = enrolment
         self._on_event = on_event
@@ -87,11 +93,17 @@ class CoordinatorSearch:
 
     def _reach(self) -> Link:
         """Link to the coordinator at the address that answers first; all get a heartbeat, which changes nothing."""
+        addresses, sure = self._addresses(), self._sure_addresses()
+        try:
+            return self._first_of(addresses)
+        except PairingError:
+            if set(addresses) <= set(sure):
+                raise
+            return self._first_of(sure)  # whoever refuses has proved no key
+
+    def _first_of(self, addresses: Sequence[Address]) -> Link:
         protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
-        link, _ = connect_first(
-            self._context, self._addresses(), self._heartbeat(), _ATTEMPT_S, MAX_PAYLOAD_BYTES, protection
-        )
-        return link
+        return connect_first(self._context, addresses, self._heartbeat(), _ATTEMPT_S, MAX_PAYLOAD_BYTES, protection)[0]
 
     def _enrol(self, link: Link) -> str | None:
         """Enrol on ``link``; None for an enrolled node, else the reason of the refusal, empty without a reply."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from edgepp.child_process import python_command
+from edgepp.child_process import interrupts_held, python_command
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.stage_process.compute_policy import stage_environment
 from edgepp.stage_process.config import StageConfig
@@ -56,13 +56,14 @@ class StageProcess:
             EdgeppError: The child died at once.
         """
         self.config = config
-        self._process = subprocess.Popen(  # noqa: S603 - a fixed command
-            python_command("edgepp.stage_process.main"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=stage_environment(config.policy.threads),
-            pass_fds=[found for found in config.rank.descriptors if found >= 0] if config.rank is not None else (),
-        )
+        with interrupts_held():
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed command
+                python_command("edgepp.stage_process.main"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=stage_environment(config.policy.threads),
+                pass_fds=[found for found in config.rank.descriptors if found >= 0] if config.rank is not None else (),
+            )
         try:
             stdin = self._pipe(self._process.stdin)
             stdin.write(config.encode())

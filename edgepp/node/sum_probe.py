@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from edgepp.child_process import python_command
+from edgepp.child_process import interrupts_held, python_command
 from edgepp.stage_process.compute_policy import stage_environment
 from edgepp.stage_process.config import StageSettings
 from edgepp.stage_process.sum_probe import SumProbeConfig
@@ -84,12 +84,14 @@ class SumProbe(threading.Thread):
         config = SumProbeConfig(
             order.group, order.rank, order.width, listen, awake, self._admitted, keys.public, keys.secret
         )
-        with subprocess.Popen(  # noqa: S603 - a fixed command
-            python_command("edgepp.stage_process.sum_probe"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=stage_environment(1),
-        ) as child:
+        with interrupts_held():
+            started = subprocess.Popen(  # noqa: S603 - a fixed command
+                python_command("edgepp.stage_process.sum_probe"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=stage_environment(1),
+            )
+        with started as child:
             self._child = child
             deadline = threading.Timer(MEASURE_S, child.kill)
             deadline.start()

@@ -14,7 +14,10 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from edgepp.error_boundary import explained
-from edgepp.python_api import join, serve
+from edgepp.errors import EdgeppError
+from edgepp.python_api import ServedCluster, join, serve
+
+_PORT_TRIES = 8
 
 
 def report(event: str, **facts: object) -> None:
@@ -28,17 +31,34 @@ async def run(task: dict[str, Any], ended: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         threads = task["threads"]
         if task["role"] == "serve":
-            served = serve(
-                task["model"], listen=task["listen"], threads=threads, exact=True, speculate="off", context=1024
-            )
-            cluster = await stack.enter_async_context(served)
-            report("listening", address=cluster.address, code=await cluster.invite())
+            cluster, code = await _coordinate(stack, task["model"], threads)
+            report("listening", address=cluster.address, code=code)
         else:
             await stack.enter_async_context(
                 join(task["code"], peers=[task["peer"]], threads=threads, listen="127.0.0.1:0")
             )
             report("joined")
         await ended.wait()
+
+
+async def _coordinate(stack: AsyncExitStack, model: str, threads: int) -> tuple[ServedCluster, str]:
+    """A coordinator at a free port of loopback, and the code of an invitation, which is taken at the next port.
+
+    Raises:
+        EdgeppError: the coordinator cannot run, or no next port was free in ``_PORT_TRIES`` tries.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        cluster = await stack.enter_async_context(
+            serve(model, listen="127.0.0.1:0", threads=threads, exact=True, speculate="off", context=1024)
+        )
+        try:
+            return cluster, await cluster.invite()
+        except EdgeppError:
+            if tries == _PORT_TRIES:
+                raise
+        await cluster.close()
 
 
 async def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Collection, Iterator
@@ -24,7 +23,6 @@ from edgepp.wire.address import Address
 
 COORDINATOR, NODE = "selftest-1", "selftest-2"
 _END_S = 8.0
-_PORT_TRIES = 50
 
 
 class OwnCluster(Subject):
@@ -51,7 +49,7 @@ class OwnCluster(Subject):
             threads = ComputePolicy.shared(None, 2).threads
             self._say("starting a cluster of two nodes here")
             serve = {"role": "serve", "model": self.model, "threads": threads}
-            listening = await self._start(stack, folder, COORDINATOR, serve | {"listen": f"127.0.0.1:{_free_port()}"})
+            listening = await self._start(stack, folder, COORDINATOR, serve)
             self.address = listening["address"]
             task = {"role": "join", "code": listening["code"], "peer": self.address, "threads": threads}
             await self._start(stack, folder, NODE, task)
@@ -141,15 +139,3 @@ def signal_all(processes: list[psutil.Process], act: Callable[[psutil.Process], 
 def _tail(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-1] if lines else "it ended at once"
-
-
-def _free_port() -> int:
-    """A port of loopback that is free, and so is the next one, for pairing."""
-    for _ in range(_PORT_TRIES):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
-    raise EdgeppError("no two neighbouring ports of 127.0.0.1 are free", "close other programs and try again")

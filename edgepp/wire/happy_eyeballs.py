@@ -1,7 +1,7 @@
 """Connecting to a peer with several addresses: the first address that answers is used (Happy Eyeballs, RFC 8305).
 
 A machine has addresses that other machines cannot reach (a VPN, a container bridge, the other IP version), so all
-addresses are tried, each ``_STAGGER_S`` after the one before.
+addresses are tried, each ``_STAGGER_S`` after the one before, or sooner where there are many: all within half the time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def connect_first(
         poller = zmq.Poller()
         began_s = time.monotonic()
         while (waiting or links) and (now_s := time.monotonic()) - began_s < wait_s and not given_up():
-            if waiting and now_s - began_s >= _STAGGER_S * len(links):
+            stagger_s = min(_STAGGER_S, wait_s / 2 / (len(waiting) + len(links)))
+            if waiting and now_s - began_s >= stagger_s * len(links):
                 resolved = _resolve(waiting.pop(0))
                 waiting[:0] = resolved[1:]
                 link = _begin(context, resolved[0], max_frame_bytes, pinned) if resolved else None

@@ -19,7 +19,7 @@ from edgepp.cluster.identity import Cluster, Identity, PairedNode, load_identity
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.coordinator import join_endpoint
 from edgepp.errors import PairingError
-from edgepp.events import Woke
+from edgepp.events import CoordinatorLost, Woke
 from edgepp.host_system import sleep_inhibitor
 from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.node import agent
@@ -131,6 +131,50 @@ def test_a_node_that_cannot_understand_its_coordinator_ends(coordinator: FakeCoo
     coordinator.say(b"not a message")
     assert node.ended.wait(PATIENCE_S)
     assert node.error is not None
+
+
+@pytest.fixture
+def refusing() -> Iterator[Address]:
+    """Where somebody listens who has another key than the coordinator."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    gate = Gate(context)
+    listener = Listener(context, Address("127.0.0.1", 0), MAX_PAYLOAD_BYTES, KeyPair.generate())
+    yield listener.address
+    listener.close()
+    gate.close()
+    context.term()
+
+
+def test_a_refusal_where_a_stranger_may_have_announced_the_coordinator_ends_no_node(
+    identity: Identity, coordinator: FakeCoordinator, refusing: Address
+) -> None:
+    cluster = Cluster("ab" * 8, PairedNode.of("one", KeyPair.of_secret(SECRET).public))
+    announced, sure, events = [refusing], [], []  # type: ignore[var-annotated]
+    made = NodeAgent(
+        identity, cluster, Offer(RESOURCES, 1 << 30), lambda: [*announced, *sure], events.append,
+        sure_addresses=lambda: list(sure),
+    )  # fmt: skip
+    made.start()
+    try:
+        eventually("it has searched in vain", lambda: events or made.ended.is_set())
+        assert isinstance(events[0], CoordinatorLost)
+        announced.append(coordinator.listener.address)
+        in_force(coordinator)
+    finally:
+        made.close()
+    assert made.error is None
+
+
+def test_a_refusal_at_a_remembered_address_ends_a_node(identity: Identity, refusing: Address) -> None:
+    cluster = Cluster("ab" * 8, PairedNode.of("one", KeyPair.of_secret(SECRET).public))
+    places = [refusing]
+    made = NodeAgent(
+        identity, cluster, Offer(RESOURCES, 1 << 30), lambda: places, Mock(), sure_addresses=lambda: places
+    )
+    made.start()
+    assert made.ended.wait(PATIENCE_S)
+    made.close()
+    assert isinstance(made.error, PairingError)
 
 
 def test_a_report_that_no_connection_takes_is_told_later(identity: Identity) -> None:

@@ -1,13 +1,15 @@
-"""What child processes import, whatever is installed beside edgepp."""
+"""What child processes import, whatever is installed beside edgepp, and how Ctrl-C ends them meanwhile."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from edgepp.child_process import python_command
+from edgepp.child_process import interrupts_held, python_command
+from tests.waiting import PATIENCE_S
 
 
 def test_an_installed_pytorch_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +23,17 @@ def test_an_installed_pytorch_is_not_imported(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     done = subprocess.run(python_command("reading_program"), capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("read\n", 0), done.stderr
+
+
+def test_ctrl_c_before_the_first_import_ends_a_child_without_a_word() -> None:
+    with interrupts_held():
+        child = subprocess.Popen(
+            python_command("edgepp.stage_process.main"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    child.send_signal(signal.SIGINT)  # the interpreter has only just begun; the input, which it would read, stays open
+    assert child.wait(PATIENCE_S) == -signal.SIGINT
+    assert child.communicate() == ("", "")

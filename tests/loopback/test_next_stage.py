@@ -15,6 +15,7 @@ from edgepp.errors import PeerLost
 from edgepp.stage_process import frame_sender
 from edgepp.stage_process import next_stage as joining
 from edgepp.stage_process.next_stage import MAX_CONNECT_ATTEMPTS, ConnectAttempt, NextStageConnector, NextStageLink
+from edgepp.wire import happy_eyeballs
 from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
@@ -163,6 +164,26 @@ def test_names_are_resolved_before_libzmq_sees_them(monkeypatch: pytest.MonkeyPa
     finally:
         following.close()
         context.term()
+
+
+def test_however_many_addresses_there_are_each_is_tried_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(happy_eyeballs, "_STAGGER_S", 2 * PATIENCE_S)  # as with many addresses that lead nowhere
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    right = Listener(context, Address("127.0.0.1", 0), 1 << 20)
+    silent = [Listener(context, Address("127.0.0.1", 0), 1 << 20) for _ in range(3)]
+
+    def welcome() -> bool:
+        while (received := right.receive()) is not None:
+            right.send(received[0].route, [b"welcome"])
+        return False
+
+    places = [*(one.address for one in silent), right.address]
+    link, _ = connect_first(context, places, Echo(1, reply=False), 4.0, 1 << 20, given_up=welcome)
+    assert link.address == right.address
+    link.close()
+    for one in (right, *silent):
+        one.close()
+    context.term()
 
 
 class FullLink:

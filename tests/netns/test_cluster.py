@@ -335,6 +335,17 @@ def test_a_copied_configuration_is_refused_and_the_first_undisturbed(home: Home)
     assert home.asker.ask(PROMPT, TOKENS).get("token_ids") == home.first[0]
 
 
+def test_a_copied_coordinator_does_not_serve_beside_the_first(home: Home) -> None:
+    home.settle()
+    twin = home.lan.host("twin")
+    shutil.copytree(home.one.home, twin.home, dirs_exist_ok=True)
+    said = Daemon(twin, "serve", "-m", MODEL, "--no-stage").refused()
+    assert f"another machine, at {home.one.address}:5700, already serves this cluster" in said
+    assert "the other can join by a code once its edgepp configuration is deleted" in said
+    assert members(home.asker.status()) == home.settled
+    assert home.asker.ask(PROMPT, TOKENS).get("token_ids") == home.first[0]
+
+
 def test_a_token_lets_machines_in_until_it_is_revoked(home: Home) -> None:
     done = home.one.edgepp("token", "--json")
     assert done.returncode == 0, done.stderr

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.identity import Cluster
 from edgepp.wire.address import Address
 
+MAX_ADDRESSES = 64
+"""Addresses that are tried at once."""
+
 
 def coordinator_addresses(
     cluster: Cluster, peers: Sequence[Address], announcements: Sequence[Announcement]
 ) -> list[Address]:
-    """Every address at which the coordinator of ``cluster`` may be: ``peers``, announced ones, then remembered ones."""
+    """Addresses at which the coordinator of ``cluster`` may be, ``MAX_ADDRESSES`` at most.
+
+    ``peers`` come first; then remembered addresses and those of each announcement in turns, since anybody on the
+    network can announce any addresses in the coordinator's name, and many of them.
+    """
     coordinator = (cluster.id, cluster.coordinator.node)
-    announced = [
-        address for one in announcements if (one.cluster, one.node) == coordinator for address in one.addresses
-    ]
-    return list(dict.fromkeys((*peers, *announced, *map(Address.parse, cluster.addresses))))
+    announced = [one.addresses for one in announcements if (one.cluster, one.node) == coordinator]
+    turns = zip_longest(map(Address.parse, cluster.addresses), *announced)
+    others = (address for turn in turns for address in turn if address is not None)
+    return list(dict.fromkeys((*peers, *others)))[:MAX_ADDRESSES]
 
 
 def may_move(known: Sequence[Address]) -> bool:

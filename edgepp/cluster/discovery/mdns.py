@@ -49,7 +49,7 @@ class _Responder(ABC):
     """
 
     def __init__(self, consequence: str) -> None:
-        """``consequence``: what does not work without multicast, for the warning."""
+        """``consequence``: what does not work without multicast, for the warning; empty for no warning."""
         self._consequence = consequence
         self._changed = threading.Condition()
         self._zeroconf: Zeroconf | None = None
@@ -121,7 +121,7 @@ class _Responder(ABC):
             self._end()
 
     def _warn(self, error: Exception) -> None:
-        if not self._warned:
+        if self._consequence and not self._warned:
             reason = str(error) or type(error).__name__
             log.warning("multicast DNS does not work (%s), so %s; use --peer HOST:PORT", reason, self._consequence)
         self._warned = True
@@ -205,11 +205,12 @@ class Announcer(_Responder):
 class Browser(_Responder):
     """Keeps the announcements of all coordinators on the network up to date, until closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, warns: bool = True) -> None:
+        """Begin to listen. ``warns``: whether a warning is logged where multicast does not work."""
         self._names: dict[str, None] = {}
         self._unresolved: dict[str, tuple[int, float]] = {}
         """Names whose records did not arrive: how often they were asked for, and when to ask next (monotonic)."""
-        super().__init__("other machines are not found automatically")
+        super().__init__("other machines are not found automatically" if warns else "")
 
     def announcements(self) -> tuple[Announcement, ...]:
         """The present announcements, in no order."""
@@ -297,10 +298,19 @@ class Browser(_Responder):
         return parse_announcement(instance, info.port, info.properties, info.parsed_scoped_addresses())
 
 
-def discover(accept: Callable[[Announcement], bool], wait_s: float) -> tuple[Announcement, ...]:
-    """Search the network once, for at most ``wait_s`` seconds; returns the accepted announcements."""
-    browser = Browser()
+def discover(
+    accept: Callable[[Announcement], bool],
+    wait_s: float,
+    given_up: threading.Event | None = None,
+    *,
+    warns: bool = True,
+) -> tuple[Announcement, ...]:
+    """Search the network once, until ``given_up`` or for ``wait_s`` seconds; returns the accepted announcements.
+
+    ``warns``: whether a warning is logged where multicast does not work.
+    """
+    browser = Browser(warns=warns)
     try:
-        return browser.find(accept, wait_s)
+        return browser.find(accept, wait_s, given_up)
     finally:
         browser.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -14,15 +15,40 @@ from hypothesis import strategies as st
 from edgepp.cluster.discovery import network_interfaces as interfaces
 from edgepp.cluster.discovery.announcement import (
     MAX_ADDRESSES,
+    Announcement,
     announcement_text,
     instance_name,
     parse_announcement,
     plain_name,
 )
+from edgepp.cluster.discovery.coordinator_addresses import MAX_ADDRESSES as MAX_TRIED
+from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses
+from edgepp.cluster.identity import Cluster, PairedNode
 from edgepp.wire.address import Address
+from edgepp.wire.security import KeyPair
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
 TEXT = {b"v": b"1", b"c": CLUSTER.encode(), b"n": NODE.encode(), b"i": b"7,12", b"ver": b"0.1.0"}
+
+
+def test_a_flood_of_announcements_leaves_room_for_every_source() -> None:
+    """Whoever announces the coordinator at many wrong addresses keeps nobody from a right one."""
+    coordinator = PairedNode.of("one", KeyPair.generate().public)
+
+    def announced(first: int) -> Announcement:
+        places = tuple(Address(f"10.9.{first}.{number}", 5700) for number in range(MAX_ADDRESSES))
+        return Announcement(CLUSTER, coordinator.node, "one", places, (), "0.1.0")
+
+    cluster = Cluster(CLUSTER, coordinator, addresses=("192.168.1.20:5700", "192.168.1.21:5700"))
+    heard = [announced(number) for number in range(60)]
+    given = Address("192.168.1.9", 5701)
+    places = coordinator_addresses(cluster, [given], heard)
+    assert len(places) == MAX_TRIED
+    assert places[:2] == [given, Address("192.168.1.20", 5700)]
+    assert {one.addresses[0] for one in heard} < set(places)
+    assert Address("192.168.1.21", 5700) in places
+    stranger = replace(announced(0), node=NODE)
+    assert coordinator_addresses(cluster, (), [stranger]) == [Address.parse(one) for one in cluster.addresses]
 
 
 def _entry(family: int, address: str, netmask: str) -> SimpleNamespace:
