@@ -125,6 +125,7 @@ def _send_pieces(live: LiveAnswer, number: int, send: Send) -> None:
         live.spelled,
         live.stop_string,
         live.request_id,
+        tuple(live.prompt_sampled),
     )
     send([encode(Answered(number)), encode_payload(encode_summary(summary))])
 

@@ -249,6 +249,7 @@ class RemoteAnswer:
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
         self.sampled: list[Sampled] = []
+        self.prompt_sampled: list[Sampled] = []
         self.spelled: Mapping[int, str] = {}
         self.stop_string: str | None = None
         self.stages: tuple[StageInfo, ...] = client.stages
@@ -280,7 +281,7 @@ class RemoteAnswer:
                     self.finish_reason, self.prompt_tokens = summary.finish_reason, summary.prompt_tokens
                     self.timing, self.stages, self.sampled = summary.timing, summary.stages, list(summary.sampled)
                     self.spelled, self.stop_string = summary.spelled, summary.stop_string
-                    self.request_id = summary.request_id
+                    self.request_id, self.prompt_sampled = summary.request_id, list(summary.prompt_sampled)
                     return
 
     def pieces(self) -> Iterator[TextPiece]:

@@ -52,6 +52,7 @@ def decode_question(fields: Mapping[str, Any]) -> tuple[Prompt, GenerateOptions]
             ignore_eos=options["ignore_eos"] is True,
             sampling=SamplingOptions(**_numbers(sampling), logit_bias=bias),
             constraint=_constraint(options["constraint"]),
+            prompt_logprobs=None if (wanted := options["prompt_logprobs"]) is None else _unsigned(wanted),
         )
     except (KeyError, TypeError) as error:
         raise RemoteProtocolError(f"a question with malformed options: {error}") from error
@@ -116,11 +117,13 @@ class AnswerSummary:
     sampled: tuple[Sampled, ...] = ()
     """One per token where log-probabilities were requested, else empty."""
     spelled: Mapping[int, str] = field(default_factory=dict)
-    """The text of each token that ``sampled`` names."""
+    """The text of each token that ``sampled`` and ``prompt_sampled`` name."""
     stop_string: str | None = None
     """The stop string that ended the text, if one did."""
     request_id: str = ""
     """The name of the request in logs and traces."""
+    prompt_sampled: tuple[Sampled, ...] = ()
+    """One per token of the prompt but the first, where their log-probabilities were requested."""
 
 
 def encode_summary(summary: AnswerSummary) -> dict[str, Any]:
@@ -135,6 +138,7 @@ def encode_summary(summary: AnswerSummary) -> dict[str, Any]:
         "spelled": list(summary.spelled.items()),
         "stop_string": summary.stop_string,
         "request_id": summary.request_id,
+        "prompt_sampled": summary.prompt_sampled,
     }
 
 
@@ -159,7 +163,10 @@ def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
         timing = Timing(**seconds, stages=times, recoveries=recoveries)
         stop = None if fields["stop_string"] is None else _string(fields["stop_string"])
         request_id = _string(fields["request_id"])
-        return AnswerSummary(fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled, stop, request_id)
+        scored = tuple(_sampled(one) for one in _list(fields["prompt_sampled"], MAX_IDS))
+        return AnswerSummary(
+            fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled, stop, request_id, scored
+        )
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer summary is malformed: {error}") from error
 

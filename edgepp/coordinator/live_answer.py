@@ -72,6 +72,8 @@ class LiveAnswer:
         self.token_ids: list[int] = []
         self.sampled: list[Sampled] = []
         """One per token, if log-probabilities were requested."""
+        self.prompt_sampled: list[Sampled] = []
+        """One per token of the prompt but the first, if requested; complete when the first token comes."""
         self.spelled: Mapping[int, str] = {}
         """The text of each token in ``sampled``, by token id; filled at the end."""
         self.finish_reason: FinishReason | None = None
@@ -157,7 +159,7 @@ class LiveAnswer:
         stream.timing.queued_s = stream.timing.submitted_s - self.asked_s
         stream.timing.submitted_s = self.asked_s
         self.token_ids, self.sampled, self.timing = stream.token_ids, stream.sampled, stream.timing
-        self.prompt_tokens = stream.prompt_tokens
+        self.prompt_tokens, self.prompt_sampled = stream.prompt_tokens, stream.prompt_sampled
         self._bind(stream)
         yield TextPiece("")
         for piece in stream.pieces():

@@ -23,6 +23,15 @@ AnswerEvent: TypeAlias = "int | FinishReason | EdgeppError"
 
 
 @dataclass(frozen=True)
+class ScoredTokens:
+    """Log-probabilities of consecutive tokens of a prompt, by all tokens before each."""
+
+    start: int
+    """Place of the first one, from 1: nothing stands before the token at 0."""
+    tokens: tuple[Sampled, ...]
+
+
+@dataclass(frozen=True)
 class Drawn:
     """What was drawn for one request from one step."""
 
@@ -31,6 +40,15 @@ class Drawn:
     """Guesses that were right, and behind which the answer goes on."""
     reason: FinishReason | None
     """Why the answer ends with the tokens; None if it goes on."""
+    end: Sampled | None = None
+    """The token that ended the answer and is no part of it."""
+    scored: ScoredTokens | None = None
+    """Tokens of the prompt whose log-probabilities the step gave."""
+
+    @property
+    def drew(self) -> bool:
+        """Whether the answer went on or ended; a chunk in mid-prompt only scores tokens of the prompt."""
+        return bool(self.tokens) or self.reason is not None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -49,6 +67,11 @@ class EngineRequest(Request):
     speculation: SpeculationControl = field(default_factory=SpeculationControl)
     sampled: list[Sampled] = field(default_factory=list)
     """One per token, if log-probabilities were requested."""
+    end: Sampled | None = None
+    """The token that ended the answer, if one did."""
+    prompt_sampled: list[Sampled] = field(default_factory=list)
+    """One per token of the prompt but the first, if its log-probabilities were requested; complete before the first
+    token of the answer."""
     request_id: str = ""
     """The name of the request in logs."""
     trace: RequestTrace | None = None
@@ -109,13 +132,13 @@ class EngineRequest(Request):
         context = self.ids[-REPETITION_CONTEXT:]
         right = 0
 
-        def done(reason: FinishReason | None) -> Drawn:
-            return Drawn(tuple(drawn), right, reason)
+        def done(reason: FinishReason | None, end: Sampled | None = None) -> Drawn:
+            return Drawn(tuple(drawn), right, reason, end)
 
         for row, guessed in zip(logits, (*self.guesses, None), strict=False):  # further guesses have their own steps
             sampled = self.sampler(row, context)
             if sampled.token in self.eos:
-                return done("stop")
+                return done("stop", sampled)
             drawn.append(sampled)
             context.append(sampled.token)
             if self.sampler.done:
@@ -135,6 +158,10 @@ class EngineRequest(Request):
             if self.options.sampling.logprobs is not None:
                 self.sampled.append(sampled)
         self.timing.right += drawn.right
+        self.end = drawn.end
+        if drawn.scored is not None:  # a prompt that was preempted is computed, and so scored, once more
+            known = 1 + len(self.prompt_sampled) - drawn.scored.start
+            self.prompt_sampled += drawn.scored.tokens[known:]
 
     def take_stages(self, stages: tuple[StageInfo, ...]) -> None:
         """Go on over other stages; the times on those before are dropped where their number differs."""

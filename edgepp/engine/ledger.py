@@ -209,7 +209,7 @@ class Ledger(Generic[AnyRequest]):
         """What a request begins with: what was retained for it, or a prefix; None if that is being computed."""
         if (retained := self._retained.of(request)) is not None:
             return SharedPrefix(*retained, moves=True)
-        if not self._shares or request.alone:
+        if not self._shares or request.alone or not request.shares:
             return SharedPrefix()
         return choose_prefix(request, self._prefixes, self._draining.values(), self.live.values(), self._copy_fits)
 

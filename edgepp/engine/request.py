@@ -16,6 +16,8 @@ MAX_RECOVERIES = 2
 """Losses of stages that a request survives: it may be itself what makes them fail."""
 MAX_BIASES = 1024
 """Tokens that ``logit_bias`` may name."""
+MAX_LOGPROBS = 20
+"""Likeliest tokens that may be reported per place."""
 MAX_CONSTRAINT_BYTES = 1 << 18
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
@@ -55,7 +57,7 @@ class SamplingOptions:
             ("seed", -(1 << 63), (1 << 64) - 1),
             ("frequency_penalty", -2.0, 2.0),
             ("presence_penalty", -2.0, 2.0),
-            ("logprobs", 0, 20),
+            ("logprobs", 0, MAX_LOGPROBS),
         ):
             value = getattr(self, name)
             if value is None and name in ("seed", "logprobs"):
@@ -161,6 +163,9 @@ class GenerateOptions:
     ignore_eos: bool = False
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     constraint: Constraint | None = None
+    prompt_logprobs: int | None = None
+    """How many of the likeliest tokens to report at each place of the prompt, from 0 to 20, besides the log-probability
+    of the prompt's own token; None reports nothing. The whole prompt is then computed: no prefix is reused."""
 
     def __post_init__(self) -> None:
         if type(self.max_tokens) is not int:
@@ -168,6 +173,12 @@ class GenerateOptions:
         if self.max_tokens < 1:
             raise UsageError(f"an answer needs at least 1 token, not {self.max_tokens}", parameter="max_tokens")
         self._check_stop()
+        wanted: object = self.prompt_logprobs
+        if wanted is not None and (type(wanted) is not int or not 0 <= wanted <= MAX_LOGPROBS):
+            raise UsageError(
+                f"prompt_logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {wanted!r:.40}",
+                parameter="prompt_logprobs",
+            )
         if self.ignore_eos and self.constraint is not None:
             raise UsageError(
                 "an answer held to a constraint ends where the constraint does",
@@ -209,6 +220,8 @@ class Request:
     """The sequence that its own begins as a copy of, until its first step has come back; else 0."""
     reuses: int = 0
     """How many requests before it have begun with the text that it continues."""
+    shares: bool = True
+    """Whether it may begin with positions of another sequence; else all of its prompt is computed."""
     alone: bool = False
     """Whether to share nothing at its next admission, since a shared beginning failed."""
     turn: int = 0

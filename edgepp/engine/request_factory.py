@@ -68,6 +68,7 @@ class RequestFactory:
             timing=Timing(time.perf_counter(), stages=[StageTimes() for _ in limits.stages]),
             sampler=Sampler(options.sampling, self._matcher(options, owner)),
             stages=limits.stages,
+            shares=options.prompt_logprobs is None,
         )
 
     def _check_size(self, prompt: int, answer: int, context: int) -> None:

@@ -89,12 +89,13 @@ class StepRunner:
         name = request.request_id if request.source or not chunk.start else ""
         try:
             hidden, trace = self._embed(request, "prefill", request.ids[chunk.start : chunk.stop], chunk.start)
-            kind = self._result_for(request) if chunk.last else HIDDEN_STATES
+            scores = request.options.prompt_logprobs is not None  # by the head here: a chunk's logits are too large
+            kind = self._result_for(request) if chunk.last and not scores else HIDDEN_STATES
             step = Send(
                 chunk.sequence,
                 chunk.start,
                 request.capacity,
-                int(chunk.last),
+                len(hidden) if scores else int(chunk.last),
                 hidden,
                 request.source,
                 kind,
@@ -200,7 +201,14 @@ class StepRunner:
         self.totals.add_step(rows, event.compute_s, event.queue_s, event.ring_s, decodes=decodes)
         if len(event.sequences) == event.positions == 1:
             self._costs.observe_stages(event.compute_s)
+        scoring = self._scoring(event)
+        start = 0 if scoring is None else scoring.settled
         due = self._core.returned(event.sequences, event.positions, event.compute_s)
+        if scoring is not None:
+            last_row = (slice(len(event.rows) - 1, len(event.rows)),) if due else ()
+            result = StepResult((scoring,), last_row, event.rows, event.result, self._ring.stages[-1], start)
+            self._draw(result, beside=True)
+            return
         if not due:
             return
         requests, parts = zip(*due, strict=True)
@@ -208,8 +216,18 @@ class StepRunner:
         if parts[-1].stop > len(event.rows):
             self.take_drawn([(one, StageFault(f"{last} returned too few rows")) for one in requests])
             return
-        result = StepResult(requests, parts, event.rows, event.result, last)
-        if self._drawing is not None and self._pays_beside(requests):
+        self._draw(StepResult(requests, parts, event.rows, event.result, last), beside=self._pays_beside(requests))
+
+    def _scoring(self, event: Returned) -> EngineRequest | None:
+        """The request of whose prompt ``event`` is a chunk, if the tokens of that prompt are to be scored."""
+        request = self._core.live.get(event.sequences[0])
+        if request is None or not request.steps_in_ring or request.status.decodes:
+            return None
+        return None if request.options.prompt_logprobs is None else request
+
+    def _draw(self, result: StepResult, *, beside: bool) -> None:
+        """Draw in the thread for that if there is one and ``beside`` says so; steps of one prompt all go one way."""
+        if self._drawing is not None and beside:
             self._drawing.put(result)
         else:
             began_s = time.perf_counter()
@@ -231,6 +249,8 @@ class StepRunner:
                 continue
             guesses = request.guesses
             request.take(drawn)
+            if not drawn.drew:
+                continue
             self._unpublished += [(request, sampled.token) for sampled in drawn.tokens]
             request.speculation.learn(request, self._costs, len(drawn.tokens), drawn.right, time.perf_counter())
             if drawn.tokens:

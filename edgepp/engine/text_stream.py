@@ -115,7 +115,8 @@ class TextPiece:
 
     text: str
     tokens: tuple[SpelledToken, ...] = ()
-    """Given where log-probabilities were requested; a token comes with the text that its own text ends in."""
+    """Given where log-probabilities were requested; a token comes with the text that its own text ends in. Where those
+    of the prompt were requested too, the token that ended the answer is the last."""
 
 
 class TextStream:
@@ -144,6 +145,8 @@ class TextStream:
         self.token_ids: list[int] = []
         self.sampled = request.sampled
         """One per token, if log-probabilities were requested."""
+        self.prompt_sampled = request.prompt_sampled
+        """One per token of the prompt but the first, if requested; complete when the first token comes."""
         self.finish_reason: FinishReason | None = None
         self.stop_string: str | None = None
         """The stop string that ended the text, if one did."""
@@ -199,9 +202,17 @@ class TextStream:
                     self.finish_reason = "stop" if stopped else reason
             self.stop_string = self._filter.found
             if self.finish_reason is not None:
-                yield TextPiece(text, self._tokens.finish(len(text), cut=stopped))
+                yield TextPiece(text, (*self._tokens.finish(len(text), cut=stopped), *self._end()))
             elif text:
                 yield TextPiece(text, self._tokens.take(len(text)))
+
+    def _end(self) -> list[SpelledToken]:
+        """The token that ended the answer, where the prompt's log-probabilities were requested: who scores texts counts
+        one token behind the prompt, whatever it is."""
+        end, options = self._request.end, self._request.options
+        if end is None or self._filter.found or options.prompt_logprobs is None or options.sampling.logprobs is None:
+            return []
+        return [SpelledToken(end.token, self._spell(end.token), end)]
 
     def _decoded(self, token: int) -> str:
         """The text that the next token completes."""
@@ -217,8 +228,8 @@ class TextStream:
 
     @property
     def spelled(self) -> dict[int, str]:
-        """The text of each token id in ``sampled``, decoded alone; a part of a character is U+FFFD."""
-        named = self.sampled[: len(self.token_ids)]
+        """The text of each token id in ``sampled`` and ``prompt_sampled``, alone; a part of a character is U+FFFD."""
+        named = self.prompt_sampled + self.sampled[: len(self.token_ids)]
         tokens = {token for one in named for token in (one.token, *(rival for rival, _ in one.top))}
         return {token: self.spell(token).decode(errors="replace") for token in sorted(tokens)}
 

@@ -10,12 +10,13 @@ import queue
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgepp.backend.base import EmbeddingAndHead
 from edgepp.backend.candidates import CandidateRow
 from edgepp.backend.device import release_thread
 from edgepp.engine.engine_request import Drawn, EngineRequest
+from edgepp.engine.prompt_scoring import scored_tokens
 from edgepp.engine.request_isolation import GuardedEnds, Rows
 from edgepp.engine.ring import ResultKind, StageInfo
 from edgepp.model.weights.checkpoint import Array
@@ -28,12 +29,14 @@ class StepResult:
 
     requests: tuple[EngineRequest, ...]
     parts: tuple[slice, ...]
-    """The rows of each request."""
+    """The rows of each request from which its tokens are drawn; none of a chunk in mid-prompt."""
     rows: Array
     """(T, D), or as wide as the ``kind`` of result is."""
     kind: ResultKind
     source: StageInfo
     """The stage that gave them, for errors."""
+    prompt_start: int | None = None
+    """Position of the first row, where the rows are a chunk of the prompt of one request, to score its tokens."""
 
 
 Draws = list[tuple[EngineRequest, "Drawn | BaseException"]]
@@ -42,6 +45,24 @@ Draws = list[tuple[EngineRequest, "Drawn | BaseException"]]
 
 def draw(ends: GuardedEnds, result: StepResult) -> Draws:
     """Draw the next tokens of each request of a step; errors are those of one request each."""
+    if result.prompt_start is not None:
+        return [(request, _scored(ends, request, result, result.prompt_start)) for request in result.requests]
+    return _drawn_from(ends, result)
+
+
+def _scored(ends: GuardedEnds, request: EngineRequest, result: StepResult, start: int) -> Drawn | BaseException:
+    """What a chunk of a prompt gives: the scores of its tokens, and behind the last one the first of the answer."""
+    try:
+        scored = scored_tokens(ends, request, start, result.rows, result.source)
+    except BaseException as error:  # noqa: BLE001 - the boundary of one request
+        return error
+    if not result.parts:
+        return Drawn((), 0, None, scored=scored)
+    ((_, drawn),) = _drawn_from(ends, replace(result, rows=result.rows[result.parts[0]], parts=(slice(None),)))
+    return drawn if isinstance(drawn, BaseException) else replace(drawn, scored=scored)
+
+
+def _drawn_from(ends: GuardedEnds, result: StepResult) -> Draws:
     began_s = time.perf_counter()
     match result.kind.form:
         case "hidden":

@@ -12,6 +12,7 @@ from edgepp.http_api.generation import (
     ChoiceEnded,
     FinishReason,
     GenerationEvent,
+    PromptLogprobs,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
@@ -20,6 +21,7 @@ from edgepp.http_api.generation import (
     ToolCallStarted,
     Usage,
 )
+from edgepp.model.text.conversation import TokenIds
 from edgepp.python_api.answer import Answer
 from edgepp.tool_calls.formats import AnswerParser
 from edgepp.tool_calls.tool_use import AnswerPart, CallArguments, CallEnded, CallStarted, Reasoning, Text
@@ -38,6 +40,8 @@ class Choice:
     spell: Spell
     began_s: float
     """When the request came, by ``time.perf_counter``."""
+    prompt: TokenIds = ()
+    """The tokens of the prompt, if their log-probabilities are wanted."""
     ended: bool = False
     error: EdgeppError | None = None
     """Why the answer ended early; raise it after the events that came before."""
@@ -47,6 +51,7 @@ class Choice:
     """The arguments so far of the call that is open."""
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     """Those of text that the parser holds back."""
+    _told_prompt: bool = False
     _num_tokens: int = 0
     _reasoning_tokens: float = 0.0
 
@@ -61,6 +66,8 @@ class Choice:
         self._logprobs += (self._logprob(token) for piece in pieces for token in piece.tokens)
         self._count_reasoning(parts)
         events = self._with_logprobs([self._event(part) for part in joined(parts)], finished=finished)
+        if events or finished:
+            events = [*self._prompt_logprobs(), *events]
         if finished:
             self.ended = True
             events.append(ChoiceEnded(self.number, self._finish_reason, self.answer.stop_string, self.usage))
@@ -120,10 +127,20 @@ class Choice:
         if at is None and not events and not finished:
             return events  # the text of these tokens is held back
         logprobs, self._logprobs = tuple(self._logprobs), []
+        if at is None and isinstance(self.parser, PlainParser):  # such as the token that ended the text
+            return [*events, TextDelta(self.number, "", logprobs)]
         if at is not None:
             first = events[at]
             events[at] = TextDelta(self.number, first.text if isinstance(first, TextDelta) else "", logprobs)
         return events
+
+    def _prompt_logprobs(self) -> list[GenerationEvent]:
+        """Those of the prompt, once, if they are wanted: they are complete when the first token comes."""
+        if not self.prompt or self._told_prompt:
+            return []
+        self._told_prompt = True
+        scored = (SpelledToken(one.token, self.spell(one.token), one) for one in self.answer.prompt_sampled)
+        return [PromptLogprobs(self.number, _text(self.spell(self.prompt[0])), tuple(map(self._logprob, scored)))]
 
     def _logprob(self, token: SpelledToken) -> TokenLogprob:
         sampled = token.sampled

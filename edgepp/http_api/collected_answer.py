@@ -11,6 +11,7 @@ from edgepp.http_api.generation import (
     Ended,
     FinishReason,
     GenerationEvent,
+    PromptLogprobs,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
@@ -37,6 +38,8 @@ class CollectedChoice:
     reasoning: str = ""
     calls: list[CollectedCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt: PromptLogprobs | None = None
+    """Those of the prompt, if they were asked for."""
     finish_reason: FinishReason = "stop"
     stop_string: str | None = None
     usage: Usage = field(default_factory=Usage)
@@ -61,6 +64,8 @@ async def collected(events: AsyncIterator[GenerationEvent], num_choices: int = 1
         async for event in events:
             if isinstance(event, Ended):
                 answer.usage = event.usage
+            elif isinstance(event, PromptLogprobs):
+                answer.choices[event.choice].prompt = event
             elif isinstance(event, TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta | ChoiceEnded):
                 _add(answer.choices[event.choice], event)
     return answer

@@ -99,6 +99,17 @@ class Started:
 
 
 @dataclass(frozen=True)
+class PromptLogprobs:
+    """The log-probabilities of the prompt's own tokens, before the text of the choice, if they were asked for."""
+
+    choice: int
+    first: str
+    """The text of the first token, before which nothing stands, so that it has no log-probability."""
+    tokens: tuple[TokenLogprob, ...]
+    """The other tokens."""
+
+
+@dataclass(frozen=True)
 class Idle:
     """Nothing new for ``IDLE_S`` seconds: the prompt is still being read, or a token takes long."""
 
@@ -173,6 +184,7 @@ GenerationEvent: TypeAlias = (
     Queued
     | Started
     | Idle
+    | PromptLogprobs
     | TextDelta
     | ReasoningDelta
     | ToolCallStarted

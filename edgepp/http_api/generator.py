@@ -155,6 +155,7 @@ class Generator:
                 text.form.parser(tool_use, opening) if in_turns else PlainParser(),
                 text.spell,
                 began_s,
+                tuple(encoded.ids) if options.prompt_logprobs is not None else (),
             )
             for number, one in enumerate(choice_options(request.num_choices, options))
         ]

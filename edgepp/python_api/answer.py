@@ -57,8 +57,11 @@ class Answer:
         self.token_ids: list[int] = []
         self.sampled: list[Sampled] = []
         """One per token, if log-probabilities were requested."""
+        self.prompt_sampled: list[Sampled] = []
+        """One per token of the prompt but the first, if ``GenerateOptions.prompt_logprobs`` asked for them; complete
+        when the first token comes, through a ``Connection`` at the end."""
         self.spelled: Mapping[int, str] = {}
-        """The text of each token in ``sampled``, by token id; filled at the end."""
+        """The text of each token in ``sampled`` and ``prompt_sampled``, by token id; filled at the end."""
         self.finish_reason: FinishReason | None = None
         self.stop_string: str | None = None
         """The stop string that ended the text, if one did."""
@@ -237,6 +240,8 @@ class Answer:
         self.token_ids += answer.token_ids[len(self.token_ids) : piece.tokens]
         self.sampled += answer.sampled[len(self.sampled) : piece.tokens]
         self.prompt_tokens, self.timing, self.stages = answer.prompt_tokens, answer.timing, answer.stages
+        if piece.tokens or piece.reason is not None:
+            self.prompt_sampled = answer.prompt_sampled
         if piece.reason is not None:
             self.spelled, self.stop_string = answer.spelled, answer.stop_string
         self.finish_reason = piece.reason

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from edgepp.tool_calls import gemma_calls, kimi_calls, tagged_calls
+from edgepp.tool_calls.fenced_calls import Dropped, FencedCalls, HeadedCalls, Heads
 from edgepp.tool_calls.marked_calls import AnyCalls, NamedCalls, WholeCalls
 from edgepp.tool_calls.readers import Call, Reader
 from edgepp.tool_calls.tagged_grammar import WrittenTags
@@ -42,6 +43,12 @@ class Family:
     """How a grammar writes calls with tags around arguments, where it can; ``written`` is for the other calls."""
     named: re.Pattern[str] | None = None
     """For calls as a name and JSON: what stands between marker and JSON."""
+    headed: Heads | None = None
+    """For calls with a head of their own each, up to ``closing``."""
+    is_fenced: bool = False
+    """Whether the list of calls stands in a fence of Markdown."""
+    wrappers: tuple[str, ...] = ()
+    """Markers around answers that are no part of the text."""
     bare: bool = False
     """Whether calls also come without marker, as JSON or like Python."""
     function_tags: bool = False
@@ -52,8 +59,13 @@ class Family:
     def markers(self, tools: Mapping[str, Tool]) -> dict[str, Callable[[], Reader]]:
         """The texts that begin calls, and how to make the readers of what follows."""
         names = tuple(tools)
-        markers: dict[str, Callable[[], Reader]] = {}
-        if self.parse is not None:
+        markers: dict[str, Callable[[], Reader]] = dict.fromkeys(self.wrappers, Dropped)
+        if self.headed is not None:
+            heads = self.headed
+            markers[self.marker] = lambda: HeadedCalls(names, self.marker, self.closing, heads)
+        elif self.is_fenced:
+            markers[self.marker] = lambda: FencedCalls(names, self.marker)
+        elif self.parse is not None:
             parse = self.parse
             markers[self.marker] = lambda: WholeCalls(names, self.marker, self.closing, lambda text: parse(text, tools))
         elif self.marker:
@@ -96,6 +108,46 @@ _NEMOTRON = Family("nemotron", WrittenCall(_JSON, "<TOOLCALL>[", ", ", "]</TOOLC
 _JAMBA = Family(
     "jamba", WrittenCall(_JSON, "<tool_calls>[\n", ",\n", "\n]</tool_calls>"), "<tool_calls>", "</tool_calls>"
 )
+_INTERNLM = Family(
+    "internlm",
+    WrittenCall('<|action_start|><|plugin|>{"name": "{name}", "parameters": {arguments}}<|action_end|>'),
+    "<|action_start|><|plugin|>",
+    "<|action_end|>",
+    takes_several=False,
+)
+_CALLED = '{"tool_name": "{name}", "parameters": {arguments}}'
+_COMMAND_R = Family("command_r", WrittenCall(_CALLED, "Action: ```json\n[", ", ", "]\n```"), "Action:", is_fenced=True)
+_COMMAND_A = Family(
+    "command_a",
+    WrittenCall('{"tool_call_id": "0", ' + _CALLED[1:], "<|START_ACTION|>[", ", ", "]<|END_ACTION|>"),
+    "<|START_ACTION|>",
+    "<|END_ACTION|>",
+    wrappers=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+)
+_CALLS_BEGIN, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+_CALL_BEGIN, _CALL_END, _SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
+_DEEPSEEK_HEADS = Heads(
+    re.compile(
+        rf"\s*(?:```)?\s*(?:{_CALL_END})?\s*{_CALL_BEGIN}\s*(?:function{_SEP})?\s*([\w.:/-]+)\s*(?:{_SEP})?\s*(?:```json)?\s*"
+    ),
+    re.compile(rf"\s*(?:```)?\s*(?:{_CALL_END})?\s*"),
+)
+_DEEPSEEK_R1 = Family(
+    "deepseek",
+    WrittenCall(
+        f"{_CALL_BEGIN}function{_SEP}{{name}}\n```json\n{{arguments}}\n```{_CALL_END}", _CALLS_BEGIN, "\n", _CALLS_END
+    ),
+    _CALLS_BEGIN,
+    _CALLS_END,
+    headed=_DEEPSEEK_HEADS,
+)
+_DEEPSEEK = Family(
+    "deepseek",
+    WrittenCall(f"{_CALL_BEGIN}{{name}}{_SEP}{{arguments}}{_CALL_END}", _CALLS_BEGIN, "", _CALLS_END),
+    _CALLS_BEGIN,
+    _CALLS_END,
+    headed=_DEEPSEEK_HEADS,
+)
 
 
 def _whole(name: str, marker: str, closing: str, parse: Parse, tags: WrittenTags | None = None) -> Family:
@@ -110,6 +162,18 @@ _QWEN_CODER = _whole(
     tagged_calls.QWEN_CODER.parse,
     WrittenTags(
         "<tool_call>\n<function={name}>\n", "<parameter={key}>\n", "\n</parameter>\n", "</function>\n</tool_call>"
+    ),
+)
+_SEED = _whole(
+    "seed",
+    "<seed:tool_call>",
+    "</seed:tool_call>",
+    tagged_calls.QWEN_CODER.parse,
+    WrittenTags(
+        "<seed:tool_call>\n<function={name}>\n",
+        "<parameter={key}>",
+        "</parameter>\n",
+        "</function>\n</seed:tool_call>",
     ),
 )
 _GLM = _whole(
@@ -151,6 +215,12 @@ _GEMMA = _whole("gemma", "<|tool_call>", "<tool_call|>", lambda text, _: gemma_c
 
 _BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
     (HARMONY, ("<|channel|>", "<|message|>", "<|start|>")),
+    (_DEEPSEEK_R1, (_CALLS_BEGIN, "```json")),
+    (_DEEPSEEK, (_CALLS_BEGIN,)),
+    (_COMMAND_A, ("<|START_ACTION|>",)),
+    (_COMMAND_R, ("<|CHATBOT_TOKEN|>", "Action:")),
+    (_INTERNLM, ("<|action_start|>", "<|plugin|>")),
+    (_SEED, ("<seed:tool_call>",)),
     (_MINIMAX, ("<minimax:tool_call>",)),
     (_GEMMA, ("<|tool_call>", "<tool_call|>")),
     (_FUNCTION_GEMMA, ("<start_function_call>",)),

@@ -143,7 +143,7 @@ class _FamilyFormat:
             return HarmonyParser(tuple(tool.name for tool in callable_tools(tool_use)))
         reasoning = ReasoningSplitter(self.thinking, beginning(self.thinking, prompt_end))
         tools = {tool.name: tool for tool in callable_tools(tool_use)}
-        return SplitAnswerParser(reasoning, self._calls(tools, tool_use) if tools else None)
+        return SplitAnswerParser(reasoning, self._calls(tools, tool_use) if tools or self.family.wrappers else None)
 
     def _calls(self, tools: Mapping[str, Tool], tool_use: ToolUse) -> CallParser:
         held = is_held(tool_use)

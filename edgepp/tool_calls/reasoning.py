@@ -27,6 +27,8 @@ MARKERS = (
     ThinkingMarkers("<|channel>thought", "<channel|>"),
     ThinkingMarkers("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     ThinkingMarkers("[THINK]", "[/THINK]"),
+    ThinkingMarkers("<|START_THINKING|>", "<|END_THINKING|>"),
+    ThinkingMarkers("<seed:think>", "</seed:think>"),
 )
 
 AnswerPart: TypeAlias = Text | Reasoning

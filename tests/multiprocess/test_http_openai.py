@@ -15,6 +15,9 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from edgepp.engine.sampling import with_logprobs
+from edgepp.model.fetch import fetch
+from tests import reference
 from tests.builders.sdk_types import strictly
 from tests.multiprocess.http_cluster import MODEL, HttpCluster, serving_http
 from tests.waiting import PATIENCE_S
@@ -94,6 +97,49 @@ def test_completions_continue_texts_and_token_ids(http_cluster: HttpCluster, sdk
     assert several.choices[1].text.startswith("Two and two")
     assert several.usage is not None
     assert several.usage.completion_tokens == 16
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_texts_are_scored_as_an_evaluation_harness_does(
+    http_cluster: HttpCluster, sdk: openai.OpenAI, max_tokens: int
+) -> None:
+    """The log-likelihood of a continuation, and whether the model would say it, by ``echo`` and ``logprobs``."""
+    path = fetch("smollm2-135m")
+    options: Any = {"model": MODEL, "temperature": 0, "max_tokens": max_tokens, "logprobs": 1, "echo": True}
+    texts = [("The capital of France is", " Paris"), ("Two and two are", " ninety"), ("A" + " very" * 300, " long")]
+    contexts = [http_cluster.post("/tokenize", prompt=context).json()["tokens"] for context, _ in texts]
+    prompts = [http_cluster.post("/tokenize", prompt=context + more).json()["tokens"] for context, more in texts]
+    told = sdk.completions.create(prompt=prompts, **options)  # the SDK's type has no null, which servers write
+    for choice, context, prompt in zip(told.choices, contexts, prompts, strict=True):
+        logits = reference.logits(path, prompt)
+        expected = [with_logprobs(row, token, 1) for row, token in zip(logits, prompt[1:], strict=False)]
+        assert choice.logprobs is not None
+        scores, tops = choice.logprobs.token_logprobs or [], choice.logprobs.top_logprobs or []
+        assert (len(scores), scores[0], tops[0]) == (len(prompt) + max_tokens, None, None)
+        assert scores[1 : len(prompt)] == pytest.approx([one.logprob for one in expected], abs=1e-3)
+        greedy = [score == max(top.values()) for score, top in zip(scores, tops, strict=True) if top is not None]
+        mine = slice(len(context) - 1, len(prompt) - 1)
+        assert greedy[mine] == [one.logprob == one.top[0][1] for one in expected[mine]]
+    assert told.usage is not None
+    assert told.usage.prompt_tokens_details is not None
+    assert (told.usage.completion_tokens, told.usage.prompt_tokens_details.cached_tokens) == (3 * max_tokens, 0)
+    chunks = list(sdk.completions.create(prompt=prompts[0], stream=True, **options))
+    streamed = [one.logprobs for chunk in chunks for one in chunk.choices if one.logprobs is not None]
+    (whole, *_) = told.choices
+    assert whole.logprobs is not None
+    assert [score for part in streamed for score in part.token_logprobs or []] == whole.logprobs.token_logprobs
+    assert [at for part in streamed for at in part.text_offset or []] == whole.logprobs.text_offset
+    assert "".join(one.text for chunk in chunks for one in chunk.choices) == whole.text
+
+
+def test_the_token_that_ends_an_answer_is_scored_behind_its_prompt(sdk: openai.OpenAI) -> None:
+    prompt = "<|im_start|>user\nSay hi<|im_end|>\n<|im_start|>assistant\nHi!"
+    options: Any = {"prompt": prompt, "max_tokens": 1, "logprobs": 1, "logit_bias": {"2": 100}, "temperature": 0}
+    told = sdk.completions.create(model=MODEL, echo=True, **options).choices[0]
+    assert told.logprobs is not None
+    assert (told.finish_reason, told.text) == ("stop", prompt)
+    assert (told.logprobs.tokens or [])[-1] == "<|im_end|>"
+    assert (told.logprobs.text_offset or [])[-1] == len(prompt)
 
 
 def test_tokens_are_counted_as_they_are_prefilled(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:

@@ -18,6 +18,7 @@ from edgepp.http_api.generation import (
     FinishReason,
     GenerationEvent,
     Idle,
+    PromptLogprobs,
     Queued,
     ReasoningDelta,
     Started,
@@ -115,7 +116,7 @@ class ChatChunks:
         match event:
             case Queued() | Idle():
                 return [KEEP_ALIVE]
-            case Started() | ToolCallEnded():
+            case Started() | PromptLogprobs() | ToolCallEnded():
                 return []
             case Ended():
                 return [*self._usage(event.usage), DONE]

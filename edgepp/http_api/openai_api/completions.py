@@ -19,6 +19,7 @@ from edgepp.http_api.generation import (
     GenerationEvent,
     GenerationRequest,
     Idle,
+    PromptLogprobs,
     Queued,
     ReasoningDelta,
     Started,
@@ -71,7 +72,11 @@ class _Answers:
 
     def events(self, number: int) -> AsyncIterator[GenerationEvent]:
         request = self.asked[number]
-        return self._nothing(request) if self.only_echo else self.service.generate(request)
+        if not self.only_echo:
+            return self.service.generate(request)
+        if request.options.prompt_logprobs is None:
+            return self._nothing(request)
+        return _without_answer(self.service.generate(request))
 
     async def whole(self) -> list[CollectedAnswer]:
         turns = asyncio.Semaphore(_NUM_AT_ONCE)
@@ -93,6 +98,21 @@ class _Answers:
         for choice in range(request.num_choices):
             yield ChoiceEnded(choice, "length", usage=usage)
         yield Ended(usage)
+
+
+async def _without_answer(events: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
+    """The events of an answer whose prompt alone is wanted."""
+    async with closing(events):
+        async for event in events:
+            match event:
+                case TextDelta():
+                    continue
+                case ChoiceEnded():
+                    yield replace(event, finish_reason="length", usage=replace(event.usage, completion_tokens=0))
+                case Ended():
+                    yield Ended(replace(event.usage, completion_tokens=0))
+                case _:
+                    yield event
 
 
 async def _echo(service: ModelService, prompt: Prompt, owner: str) -> str:
@@ -142,7 +162,7 @@ def _choice(number: int, echo: str, choice: CollectedChoice, body: CompletionBod
     return {
         "index": number,
         "text": echo + choice.reasoning + choice.text,
-        "logprobs": None if body.logprobs is None else legacy_logprobs(choice.logprobs, 0),
+        "logprobs": None if body.logprobs is None else legacy_logprobs(choice.logprobs, len(echo), choice.prompt, echo),
         "finish_reason": openai_finish(choice.finish_reason),
     }
 
@@ -179,6 +199,8 @@ class CompletionChunks:
         match event:
             case Queued() | Idle():
                 return [KEEP_ALIVE]
+            case PromptLogprobs():
+                return self._echoed(event.choice, legacy_logprobs((), 0, event, self.echo))
             case TextDelta() | ReasoningDelta() if event.text or (isinstance(event, TextDelta) and event.logprobs):
                 return [*self._echoed(event.choice), self._text(event)]
             case ChoiceEnded():
@@ -194,11 +216,11 @@ class CompletionChunks:
         more = {"choices": [], "usage": usage_body(usage), "timings": timings(usage)}
         return [frame(self.head.fields("text_completion") | more)]
 
-    def _echoed(self, choice: int) -> list[bytes]:
+    def _echoed(self, choice: int, logprobs: dict[str, Any] | None = None) -> list[bytes]:
         if choice in self._lengths:
             return []
-        self._lengths[choice] = 0
-        return [frame(self._chunk(choice, self.echo))] if self.echo else []
+        self._lengths[choice] = len(self.echo)
+        return [frame(self._chunk(choice, self.echo, logprobs))] if self.echo or logprobs else []
 
     def _text(self, event: TextDelta | ReasoningDelta) -> bytes:
         logprobs = None

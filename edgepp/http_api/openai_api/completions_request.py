@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta
@@ -32,6 +33,11 @@ class CompletionBody(SamplingBody, kw_only=True):
     suffix: str | None = None
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are wanted."""
+        return self.echo is True and self.logprobs is not None
+
+    @property
     def num_told(self) -> int:
         """Choices that the client gets per prompt."""
         return self.n or 1
@@ -52,7 +58,11 @@ def generation_requests(body: CompletionBody, model: ServedModel, request: Reque
     _refuse(body)
     wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     chooses = body.num_made > body.num_told
+    if body.scores_prompt and not wanted:
+        wanted = 1  # the engine reads a prompt to draw from it; who asked for no token gets none
     options = options_of(body, model, wanted, 0 if chooses and body.logprobs is None else body.logprobs)
+    if body.scores_prompt:
+        options = replace(options, prompt_logprobs=body.logprobs)
     return [
         GenerationRequest(
             prompt=prompt,
@@ -97,13 +107,6 @@ def _refuse(body: CompletionBody) -> None:
             "which answers are the best is known at their end, so best_of beyond n cannot be streamed",
             "send stream: false",
             parameter="best_of",
-        )
-    if body.echo and body.logprobs is not None:
-        raise RequestError(
-            "invalid_request",
-            "log-probabilities of the prompt are not computed",
-            "send either echo or logprobs",
-            parameter="logprobs",
         )
 
 

@@ -1,4 +1,4 @@
-"""The protocol of edgepp, version 10: every message, its sender and its receiver.
+"""The protocol of edgepp, version 11: every message, its sender and its receiver.
 
 A message is a ZeroMQ multipart message. The first frame is a msgpack header ``[version, kind, field, …]``, with the
 fields in the order in which the classes of this package declare them; the annotations of the fields (``field_types``)
@@ -124,7 +124,7 @@ from edgepp.wire.messages.nodes import NodeMessage
 from edgepp.wire.messages.ranks import RankMessage
 from edgepp.wire.messages.recovery import RecoveryMessage
 
-VERSION = 10
+VERSION = 11
 MAX_FRAMES = 4
 """Frames of one message, header included."""
 MAX_HEADER_BYTES = 4096

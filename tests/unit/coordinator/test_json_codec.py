@@ -28,7 +28,7 @@ from tests.builders.stages import stage_info
 OPTIONS = GenerateOptions(
     9, ("stop",), True, SamplingOptions(0.7, 1.1, 0.9, 0.05, 40, 7, 0.5, -0.5, ((3, 1.5), (7, -100)), 5)
 )
-HELD = GenerateOptions(9, constraint=Constraint("regex", "[a-z]+é"))
+HELD = GenerateOptions(9, constraint=Constraint("regex", "[a-z]+é"), prompt_logprobs=3)
 STAGE = stage_info(
     layers=LayerRange(0, 4),
     node="mini",
@@ -81,6 +81,7 @@ def test_log_probabilities_and_their_texts_survive_the_wire() -> None:
     outcome = replace(
         OUTCOME, stop_string="é", sampled=(Sampled(3, -0.5, ((3, -0.5), (9, -1.5))),), spelled={3: " hé", 9: "\ufffd"}
     )
+    outcome = replace(outcome, prompt_sampled=(Sampled(9, -2.5), *outcome.sampled))
     assert decode_summary(over_the_wire(encode_summary(outcome))) == outcome
 
 

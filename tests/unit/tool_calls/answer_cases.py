@@ -157,6 +157,50 @@ CASES = [
         "</atem:invoke>\n</atem:function_calls>",
         call("get_weather", PARIS),
     ),
+    # DeepSeek V3 and R1 with a type and a fence, V3.1 without; what comes behind the calls is text
+    (
+        t.DEEPSEEK,
+        "I look.\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Paris"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{}\n```'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [Text("I look.\n"), *call("get_weather", PARIS), *call("now", "{}")],
+    ),
+    (
+        t.DEEPSEEK_31,
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
+        "<｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>Wait.",
+        [*call("get_weather", PARIS), *call("now", "{}"), Text("Wait.")],
+    ),
+    # a model that stops at the end of a call, before the end of all
+    (
+        t.DEEPSEEK_31,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
+        call("now", "{}"),
+    ),
+    # Command R, whose plan stands in front, and Command R7B
+    (
+        t.COMMAND_R,
+        'Plan: I look.\nAction: ```json\n[\n    {\n        "tool_name": "get_weather",\n        "parameters": '
+        '{"city": "Paris"}\n    },\n    {\n        "tool_name": "now",\n        "parameters": {}\n    }\n]\n```',
+        [Text("Plan: I look.\n"), *call("get_weather", PARIS), *call("now", "{}")],
+    ),
+    (t.COMMAND_R, 'Action:```json\n[{"tool_name": "now", "parameters": {}}]```', call("now", "{}")),
+    (
+        t.COMMAND_A,
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Paris"}},\n'
+        '    {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+        [*call("get_weather", PARIS), *call("now", "{}")],
+    ),
+    (
+        t.INTERNLM,
+        'I look.<|action_start|><|plugin|>\n{"name": "get_weather", "parameters": {"city": "Paris"}}<|action_end|>',
+        [Text("I look."), *call("get_weather", PARIS)],
+    ),
+    (
+        t.SEED,
+        "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>",
+        call("get_weather", PARIS),
+    ),
 ]
 TEXTS = [
     (t.LLAMA, '{"city": "Paris"}'),
@@ -178,5 +222,12 @@ TEXTS = [
     (t.HARMONY, "No channel at all, with <|an odd| word."),
     (t.GLM, "<tool_call>unknown\n<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>"),
     (t.PLAIN, "\n\n  spaced \n\n"),
+    (t.DEEPSEEK, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>unknown\n```json\n{}\n```"),
+    (t.DEEPSEEK, "It writes <｜tool▁calls▁begin｜> and <｜tool▁calls▁end｜>."),
+    (t.DEEPSEEK_31, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_we"),
+    (t.COMMAND_R, "Action: run, then ```json\n[1]\n```"),
+    (t.COMMAND_R, 'Action: ```json\n[{"tool_name": "directly_answer", "parameters": {}}]\n```'),
+    (t.COMMAND_R, "Action: ```js"),
+    (t.COMMAND_A, '<|START_ACTION|>[{"tool_name": "unknown", "parameters": {}}]<|END_ACTION|>'),
     (t.PLAIN, "   "),
 ]

@@ -145,3 +145,56 @@ NEMOTRON = "{{ messages[0].content }}<TOOLCALL>[]</TOOLCALL>"
 JAMBA = "{{ messages[0].content }}<tool_calls>"
 KIMI_K3 = "{{ messages[0].content }}<|open|>tools<|sep|>"
 HARMONY = "<|start|>user<|message|>{{ messages[0].content }}<|end|><|start|>assistant<|channel|><|constrain|>"
+
+_DEEPSEEK_TURNS = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
+    "{% elif message['role'] == 'tool' %}{{ OUTPUT }}{% elif message['role'] == 'assistant' %}{{ '<｜Assistant｜>' }}"
+    "{% if message['tool_calls'] %}{{ (message['content'] or '') + '<｜tool▁calls▁begin｜>' }}"
+    "{% for call in message['tool_calls'] %}{{ CALL }}{% endfor %}{{ '<｜tool▁calls▁end｜><｜end▁of▁sentence｜>' }}"
+    "{% else %}{{ message['content'].split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% endif %}{% endif %}"
+    "{% endfor %}"
+)
+_TOOL_LIST = (
+    "{{ bos_token }}{% if tools %}{{ '## Tools\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+)
+DEEPSEEK = (_TOOL_LIST + _DEEPSEEK_TURNS).replace(
+    "OUTPUT", "'<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>'"
+).replace(
+    "CALL",
+    "'<｜tool▁call▁begin｜>' + call['type'] + '<｜tool▁sep｜>' + call['function']['name'] + '\\n```json\\n'"
+    " + call['function']['arguments'] + '\\n```<｜tool▁call▁end｜>'",
+) + "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
+"""In the form of DeepSeek's V3, with the tools in front, as servers add them."""
+DEEPSEEK_R1 = DEEPSEEK.replace("'<｜Assistant｜>' }}{% endif %}", "'<｜Assistant｜><think>\\n' }}{% endif %}")
+DEEPSEEK_31 = (_TOOL_LIST + _DEEPSEEK_TURNS).replace(
+    "OUTPUT", "'<｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>'"
+).replace(
+    "CALL",
+    "'<｜tool▁call▁begin｜>' + call['function']['name'] + '<｜tool▁sep｜>' + call['function']['arguments']"
+    " + '<｜tool▁call▁end｜>'",
+) + "{% if add_generation_prompt %}{{ '<｜Assistant｜></think>' }}{% endif %}"
+"""In the form of DeepSeek's V3.1, where a call has neither a type nor a fence."""
+COMMAND_R = (
+    "{{ bos_token }}{{ '<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>## Available Tools\\n' + (tools | tojson) }}"
+    "{{ \"Write 'Action:' followed by a json-formatted list of actions\" }}{% for message in messages %}"
+    "{{ '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + message['content'] + '<|END_OF_TURN_TOKEN|>' }}{% endfor %}"
+    "{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}"
+)
+"""In the form of Command R's template for tools."""
+COMMAND_A = (
+    "{{ bos_token }}<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{{ tools | tojson }}<|END_OF_TURN_TOKEN|>"
+    "{% for message in messages %}<|START_OF_TURN_TOKEN|>"
+    "{% if message.role == 'user' %}<|USER_TOKEN|>{{ message.content }}"
+    "{% elif message.role == 'tool' %}<|SYSTEM_TOKEN|><|START_TOOL_RESULT|>{{ message.content }}<|END_TOOL_RESULT|>"
+    "{% else %}<|CHATBOT_TOKEN|>"
+    "{% if message.tool_calls %}<|START_ACTION|>{{ message.tool_calls | tojson }}<|END_ACTION|>"
+    "{% else %}<|START_RESPONSE|>{{ message.content }}<|END_RESPONSE|>{% endif %}{% endif %}"
+    "<|END_OF_TURN_TOKEN|>{% endfor %}"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+)
+"""In the form of Command R7B and Command A, without their reasoning."""
+COMMAND_A_THINKING = COMMAND_A.replace(
+    "{{ tools | tojson }}", "Think between <|START_THINKING|> and <|END_THINKING|>.{{ tools | tojson }}"
+)
+INTERNLM = "{{ messages[0].content }}<|action_start|><|plugin|><|action_end|>"
+SEED = "{{ messages[0].content }}<seed:tool_call>"

@@ -13,6 +13,8 @@ from tests.unit.tool_calls import templates as t
 from tests.unit.tool_calls.answer_cases import CASES, TEXTS
 from tests.unit.tool_calls.answers import USE, call, joined, parts_of
 
+HEADED = [t.DEEPSEEK, t.DEEPSEEK_31, t.COMMAND_R, t.COMMAND_A]
+
 
 @pytest.mark.parametrize(("template", "answer", "parts"), CASES)
 def test_calls_are_found_as_each_family_writes_them(template, answer, parts) -> None:
@@ -35,12 +37,29 @@ def test_without_tools_or_with_choice_none_a_call_is_text(template, answer, part
         assert [part for part in parts_of(template, list(answer), use) if isinstance(part, Text)] == [Text(text)]
 
 
+def test_the_wrappers_of_an_answer_are_no_text() -> None:
+    answer = "<|START_THINKING|>I know.<|END_THINKING|><|START_RESPONSE|>Four.<|END_RESPONSE|>"
+    for use in (USE, ToolUse()):
+        for pieces in ([answer], list(answer)):
+            assert parts_of(t.COMMAND_A_THINKING, pieces, use) == [Reasoning("I know."), Text("Four.")]
+    calls = '<|START_ACTION|>[{"tool_name": "now", "parameters": {}}]<|END_ACTION|>'
+    calling = f"<|START_THINKING|>I look.<|END_THINKING|>{calls}"
+    assert parts_of(t.COMMAND_A_THINKING, list(calling)) == [Reasoning("I look."), *call("now", "{}")]
+
+
+def test_arguments_are_told_as_they_come() -> None:
+    begun = '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{"city": "Pa'
+    for template in (t.DEEPSEEK, t.DEEPSEEK_R1):
+        parser = format_of(template).parser(USE, "</think>")
+        assert joined(parser.add(begun)) == [CallStarted("get_weather"), CallArguments('{"city": "Pa')]
+
+
 @settings(max_examples=examples(300))
 @given(st.data())
 def test_the_parts_do_not_depend_on_how_the_text_is_cut(data) -> None:
     fragments = [answer for _, answer, _ in CASES] + [text for _, text in TEXTS]
     template = data.draw(
-        st.sampled_from([t.LLAMA, t.QWEN, t.MISTRAL, t.PLAIN, t.QWEN_CODER, t.LFM, t.KIMI_K2, t.HARMONY])
+        st.sampled_from([t.LLAMA, t.QWEN, t.MISTRAL, t.PLAIN, t.QWEN_CODER, t.LFM, t.KIMI_K2, t.HARMONY, *HEADED])
     )
     answer = "".join(data.draw(st.lists(st.sampled_from([*fragments, "\n", " ", "{", "[", '"', "<", ";"]), max_size=4)))
     answer = answer[: data.draw(st.integers(0, len(answer)))]

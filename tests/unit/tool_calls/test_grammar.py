@@ -18,6 +18,7 @@ from tests.unit.tool_calls.grammars import bounded_tool_schema, is_allowed, rand
 TEMPLATES = [
     t.LLAMA, t.QWEN, t.MISTRAL, t.MISTRAL_ARGS, t.PLAIN, t.QWEN_CODER, t.GLM, t.LFM, t.KIMI_K2, t.MINIMAX, t.GEMMA_4,
     t.FUNCTION_GEMMA, t.MINICPM, t.LONGCAT, t.MUSE, t.PHI, t.GRANITE, t.NEMOTRON, t.JAMBA,
+    t.DEEPSEEK, t.DEEPSEEK_31, t.COMMAND_R, t.COMMAND_A, t.INTERNLM, t.SEED,
 ]  # fmt: skip
 BOUNDED = Tool("look", "Looks.", bounded_tool_schema())
 STRICT = replace(WEATHER, strict=True)

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from edgepp.http_api.failures import RequestError
-from edgepp.http_api.generation import ChoiceEnded, Ended, Started, TextDelta, TokenLogprob, Usage
+from edgepp.http_api.generation import (
+    ChoiceEnded,
+    Ended,
+    PromptLogprobs,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
 from tests.builders.scripted_service import ScriptedService, answer
 from tests.unit.http_api.openai_api.asgi import post, refused, request
 
@@ -119,6 +127,64 @@ def test_logprobs_have_offsets_into_the_text() -> None:
     assert [offset for part in parts for offset in part["text_offset"]] == [0, 2, 3]
 
 
+def scored(*, first: str = "On") -> ScriptedService:
+    """Answers ``Once`` with the log-probability of its second token, and one token more."""
+    usage = Usage(prompt_tokens=2, completion_tokens=1)
+    second = TokenLogprob("ce", -2.5, (("\ufffd", -0.25), ("\ufffd", -1.5)))
+    script = [
+        Started(2),
+        PromptLogprobs(0, first, (second,)),
+        TextDelta(0, " upon", (TokenLogprob(" upon", -0.5, ((" upon", -0.5),)),)),
+        ChoiceEnded(0, "length", usage=usage),
+        Ended(usage),
+    ]
+    return ScriptedService([script])
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_echo_with_logprobs_scores_the_prompt(streamed: bool) -> None:
+    service = scored()
+    if streamed:
+        parts = [one for chunk in stream(service, prompt="Once", echo=True, logprobs=1) for one in chunk["choices"]]
+        text = "".join(part["text"] for part in parts)
+        given = [part["logprobs"] for part in parts if part["logprobs"]]
+        told = {name: [value for part in given for value in part[name]] for name in given[0]}
+    else:
+        (choice,) = post(service, PATH, prompt="Once", echo=True, logprobs=1)["choices"]
+        text, told = choice["text"], choice["logprobs"]
+    assert service.request.options.prompt_logprobs == service.request.options.sampling.logprobs == 1
+    assert text == "Once upon"
+    assert told == {
+        "tokens": ["On", "ce", " upon"],
+        "token_logprobs": [None, -2.5, -0.5],
+        "top_logprobs": [None, {"\ufffd": -0.25}, {" upon": -0.5}],
+        "text_offset": [0, 2, 4],
+    }
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_prompt_is_scored_without_an_answer(streamed: bool) -> None:
+    service, asked = scored(), {"prompt": "Once", "echo": True, "logprobs": 0, "max_tokens": 0}
+    if streamed:
+        chunks = stream(service, **asked, stream_options={"include_usage": True})
+        parts = [one for chunk in chunks for one in chunk["choices"]]
+        assert [(part["text"], part["finish_reason"]) for part in parts] == [("Once", None), ("", "length")]
+        told, usage = parts[0]["logprobs"], chunks[-1]["usage"]
+    else:
+        answered = post(service, PATH, **asked)
+        (choice,) = answered["choices"]
+        assert (choice["text"], choice["finish_reason"]) == ("Once", "length")
+        told, usage = choice["logprobs"], answered["usage"]
+    assert told["token_logprobs"] == [None, -2.5]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2, 0)
+    assert (service.request.options.max_tokens, service.request.options.prompt_logprobs) == (1, 0)
+
+
+def test_a_token_that_the_tokenizer_adds_is_no_text_of_the_prompt() -> None:
+    (choice,) = post(scored(first="<s>"), PATH, prompt="Once", echo=True, logprobs=1)["choices"]
+    assert choice["logprobs"]["text_offset"] == [0, 0, 4]
+
+
 @pytest.mark.parametrize("logprobs", [None, 1])
 def test_of_the_answers_that_are_made_the_likeliest_per_token_are_told(logprobs: int | None) -> None:
     usage = Usage(prompt_tokens=4, completion_tokens=5)
@@ -146,7 +212,6 @@ def test_of_the_answers_that_are_made_the_likeliest_per_token_are_told(logprobs:
         ({"best_of": 3, "stream": True}, "best_of"),
         ({"best_of": 17}, "best_of"),
         ({"best_of": 2, "n": 3}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"n": 99}, "n"),
     ],
