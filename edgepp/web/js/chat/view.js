@@ -171,7 +171,7 @@ class ChatView {
     }));
     const facts = chosen && [chosen.meta?.n_params && `${size(chosen.meta.n_params)} parameters`, chosen.context_length && `${whole(chosen.context_length)} tokens of context`];
     const note = facts ? facts.filter(Boolean).join(", ") : "The server has not told of a model yet.";
-    return [...choices, { note }, "line", { label: "Change the model", icon: "cluster", href: "#/cluster" }];
+    return [...choices, { note }, "line", { label: "Change the model", href: "#/cluster/model" }];
   }
 
   #notices() {

@@ -2,9 +2,9 @@
 
 import { postJson } from "../api.js";
 import { confirmed } from "../dialogs.js";
-import { h, icon, iconButton } from "../dom.js";
+import { h, icon, iconButton, scrollBehavior } from "../dom.js";
 import { toast } from "../toasts.js";
-import { bytes } from "./words.js";
+import { bytes, capital } from "./words.js";
 
 const DONE = new Set(["ready", "failed"]);
 const WORDS = { opening: "Opening", fetching: "Fetching", waiting: "Waiting for answers under way before changing to", loading: "Loading" };
@@ -29,7 +29,7 @@ export function progressView() {
     if (!told) return;
     const progress = changes && view.change.state !== "loading" ? view.change.progress : view.loading?.progress ?? 0;
     bar.value = progress;
-    const words = changes ? `${WORDS[view.change.state]} ${view.change.model}` : view.reason || `Loading ${view.model}`;
+    const words = changes ? `${WORDS[view.change.state]} ${view.change.model}` : capital(view.reason) || `Loading ${view.model}`;
     const next = `${words} · ${Math.round(100 * progress)} %`;
     if (text.textContent !== next) text.textContent = next;
   };
@@ -47,6 +47,7 @@ export async function changeModel(name, now) {
   try {
     await postJson("v1/models/load", { model: name, wait: false });
     toast(`The cluster changes to ${name}.`);
+    document.querySelector(".cluster")?.scrollTo({ top: 0, behavior: scrollBehavior() }); // to the progress
   } catch (error) {
     toast(error.message);
   }
