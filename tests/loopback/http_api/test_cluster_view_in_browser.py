@@ -81,6 +81,9 @@ def test_the_model_is_changed_with_progress_and_a_failure_is_told(browser: Chrom
         page.until(f"{PROGRESS}.innerText.includes('Loading llama-3.2-1b-4bit · 75 %')")
         server.service.state = {**STATUS, "model": "llama-3.2-1b-4bit", "change": {**change, "state": "ready"}}
         page.until(f"{PROGRESS}.hidden && document.querySelector('.cluster-model').innerText === 'llama-3.2-1b-4bit'")
+        page.becomes(f"{select}.value", "llama-3.2-1b-4bit")
+        server.service.state = {**STATUS, "model": "/home/ann/models/own", "change": {**change, "state": "ready"}}
+        page.becomes(f"{select}.selectedOptions[0].textContent", "own · runs now")
         failed = {**change, "model": "other", "state": "failed", "reason": "it does not fit", "hint": "add a machine"}
         server.service.state = {**STATUS, "change": failed}
         notice = "document.querySelector('.cluster-news .notice')"

@@ -382,3 +382,24 @@ def test_all_works_by_keyboard_and_the_focus_is_seen(page: Page, server: PageSer
         "Edit the question",
     } <= names
     assert page.js("document.querySelectorAll('main, header, aside, nav').length") >= 4
+
+
+def test_who_scrolls_up_is_not_taken_back_to_the_end_however_they_scroll(page: Page, server: PageServer) -> None:
+    server.script(answer("A line.\n\n" * 60), answer("Another line.\n\n" * 60))
+    page.screen(1000, 600)
+    page.open(server.url)
+    for question in ("First?", "Second?"):
+        ask(page, question)
+        page.until(f"{IDLE} && {ANSWER}?.endsWith('line.')")
+    top = "document.querySelector('.thread-scroll').scrollTop"
+    page.until(f"{top} > 2000", "the end is in view")
+    page.js(
+        "document.querySelector('.thread-scroll').scrollTop = 0"
+    )  # as by its scroll bar, or by a search of the browser
+    page.click(".question [aria-label='Edit the question']")
+    page.until("!!document.querySelector('.editor')")
+    page.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
+    assert page.js(top) < 100
+    page.press("Escape")
+    page.click(".to-end")
+    page.until("(e => e.scrollHeight - e.scrollTop - e.clientHeight)(document.querySelector('.thread-scroll')) < 5")

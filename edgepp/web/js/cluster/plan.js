@@ -20,6 +20,7 @@ class PlanView {
   #machines = [];
   #asked = 0;
   #signature = "";
+  #running = ""; // the model when the choices were drawn
 
   constructor() {
     this.model = h("select", { class: "input", id: newId("model"), onchange: () => this.#ask() });
@@ -52,7 +53,8 @@ class PlanView {
       this.#signature = signature;
       const chosen = this.model.value;
       fill(this.model, modelOptions(this.#choices.models, view.model));
-      if (chosen) this.model.value = chosen;
+      if (chosen && chosen !== this.#running) this.model.value = chosen; // else what runs now is shown
+      this.#running = view.model;
       this.#ask();
     }
     this.change.hidden = !view.administers || !this.model.value || this.model.value === view.model;

@@ -3,6 +3,7 @@
 import { fill, h, icon, scrollBehavior } from "../dom.js";
 import { keyNotice } from "../key_dialog.js";
 import { closeDrawer, panel, setTopbar } from "../shell.js";
+import { shortName } from "../words.js";
 import { watchCluster } from "./feed.js";
 import { historyView } from "./history.js";
 import { showInvitation } from "./invite.js";
@@ -87,7 +88,7 @@ function headView(chooseModel) {
       `${view.answers.done} done`,
       recovered ? `${recovered} survived a loss` : "",
     ];
-    model.textContent = view.model.split("/").at(-1);
+    model.textContent = shortName(view.model);
     change.hidden = !view.administers;
     facts.textContent = [...words, view.loading?.state !== "loading" && view.reason].filter(Boolean).join(" · "); // what loads is told below
     fill(rate, view.rates.tokens_per_s.toFixed(1), h("span", {}, " token/s"));
