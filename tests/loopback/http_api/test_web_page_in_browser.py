@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installe
 
 FORBIDDEN = "script, img, iframe, style, form, input, animate, [style], [id], [onclick]"
 RICH = "### Head\n\nA [link](https://a.example/), `code`.\n\n- [x] done\n\n```sh\nls\n```\n\n| a |\n|---|\n| 1 |\n"
+REFUSED = ("Applying inline style violates", "Executing inline event handler violates")
+"""What the content policy reports of the sanitiser's own document, which is parsed and never shown."""
 FOCUS = """(() => {
   const element = document.activeElement, isSeen = getComputedStyle(element).outlineStyle !== "none";
   const name = (element.ariaLabel ?? element.innerText).trim();
@@ -276,7 +278,7 @@ def test_hostile_markdown_runs_nothing_and_loads_nothing(page: Page, server: Pag
     asked = [event["request"]["url"] for event in page.told("Network.requestWillBeSent")]
     assert asked
     assert not [url for url in asked if not url.startswith(server.url)]
-    assert [one for one in page.complaints() if "Applying inline style violates" not in one] == []
+    assert [one for one in page.complaints() if not any(words in one for words in REFUSED)] == []
     page.forget()
 
 
