@@ -144,7 +144,7 @@ def trip_of(before: StepSums, after: StepSums, stages: Sequence[StageInfo]) -> d
         "tokens_per_step": round((after.tokens - before.tokens) / steps, 3),
         "step_s": round(ring_s + head_s, 6),
         "stages": [
-            {"index": stage.index, "node": stage.node}
+            {"index": stage.index, "node": stage.node, "layers": [stage.layers.start, stage.layers.stop]}
             | {"wire_s": round(wire, 6), "queue_s": round(queue, 6), "compute_s": round(compute, 6)}
             for stage, wire, queue, compute in parts
         ],

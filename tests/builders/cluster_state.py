@@ -55,9 +55,11 @@ def home_lab() -> dict[str, Any]:
     trip = {
         "steps": 22, "tokens_per_step": 1.31, "step_s": 0.0347, "live": True, "return_s": 0.0014, "head_s": 0.0021,
         "stages": [
-            {"index": 0, "node": "studio", "wire_s": 0.0001, "queue_s": 0.0, "compute_s": 0.0131},
-            {"index": 1, "node": "mac-mini", "wire_s": 0.0005, "queue_s": 0.0009, "compute_s": 0.0094},
-            {"index": 2, "node": "laptop", "wire_s": 0.0024, "queue_s": 0.0003, "compute_s": 0.0045},
+            {"index": at, "node": one["name"], "layers": one["layers"][0], "wire_s": wire_s, "queue_s": queue_s,
+             "compute_s": compute_s}
+            for at, (one, wire_s, queue_s, compute_s) in enumerate(
+                ((studio, 0.0001, 0.0, 0.0131), (mini, 0.0005, 0.0009, 0.0094), (laptop, 0.0024, 0.0003, 0.0045))
+            )
         ],
     }  # fmt: skip
     history = [0.0] * 20 + [31.0, 36.5, 37.8, 37.1, 38.4, 38.0, 12.0] + [0.0] * 14 + [29.9, 37.0, 38.2, 36.9, 37.6]

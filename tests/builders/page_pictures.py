@@ -41,7 +41,7 @@ A systemd timer runs it at three, also after a night asleep:
 
 
 def main(folder: Path) -> None:
-    """Write pictures of the chat and of the cluster view: light, dark, and on a phone."""
+    """Write pictures of the chat in light and of the cluster view in dark, each also on a phone."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
         chromium(Path(profile)) as browser,
@@ -60,20 +60,13 @@ def main(folder: Path) -> None:
         page.until("document.querySelectorAll('.answer td').length === 6 && !!document.querySelector('.tone-string')")
         page.js("document.querySelector('.thread-scroll').scrollTo(0, 0)")
         _picture(page, folder / "page-light.png")
-        page.prefer(prefers_color_scheme="dark", prefers_reduced_motion="reduce")
-        _picture(page, folder / "page-dark.png")
         page.screen(390, 844, phone=True, scale=1.5)
-        page.prefer(prefers_color_scheme="light", prefers_reduced_motion="reduce")
+        page.js("document.querySelector('.thread-scroll').scrollTo(0, 0)")
         _picture(page, folder / "page-phone.png")
-        page.screen(1280, 800)
-        page.js("location.hash = '#/chat'")
-        page.until("!!document.querySelector('.empty')")
-        _picture(page, folder / "page-new.png")
         server.service.state = home_lab()
         page.screen(1280, 960)
         page.js("location.hash = '#/cluster'")
         page.until("document.querySelectorAll('.plan-rate').length > 0", "the planner has answered")
-        _picture(page, folder / "cluster-light.png")
         page.prefer(prefers_color_scheme="dark", prefers_reduced_motion="reduce")
         _picture(page, folder / "cluster-dark.png")
         page.screen(390, 844, phone=True, scale=1.5)

@@ -7,6 +7,11 @@ export function whole(number) {
   return WHOLE.format(Math.round(number));
 }
 
+/** The last part of a model's name, which may be a folder or a repository. */
+export function shortName(model) {
+  return model.split("/").filter(Boolean).at(-1) ?? model;
+}
+
 /** 134515008 as 135M, 8030261248 as 8.0B. */
 export function size(count) {
   return count >= 1e9 ? `${(count / 1e9).toFixed(1)}B` : `${Math.round(count / 1e6)}M`;

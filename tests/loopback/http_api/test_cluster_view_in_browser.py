@@ -65,8 +65,8 @@ def test_the_model_is_changed_with_progress_and_a_failure_is_told(browser: Chrom
         shown(page, server)
         select = "document.querySelector('.plan select')"
         page.js(f"{select}.value = 'llama-3.2-1b-4bit'; {select}.dispatchEvent(new Event('change'))")
-        page.until("!document.querySelector('.plan-end button').hidden", "the model can be changed")
-        page.click(".plan-end button")
+        page.until("!document.querySelector('.plan-run').hidden", "the model can be changed")
+        page.click(".plan-run")
         page.until("document.querySelector('dialog')?.innerText.includes('Run llama-3.2-1b-4bit?')", "a question first")
         assert server.service.model.name == "smollm2-135m"
         page.click("dialog .primary")
@@ -81,6 +81,9 @@ def test_the_model_is_changed_with_progress_and_a_failure_is_told(browser: Chrom
         page.until(f"{PROGRESS}.innerText.includes('Loading llama-3.2-1b-4bit · 75 %')")
         server.service.state = {**STATUS, "model": "llama-3.2-1b-4bit", "change": {**change, "state": "ready"}}
         page.until(f"{PROGRESS}.hidden && document.querySelector('.cluster-model').innerText === 'llama-3.2-1b-4bit'")
+        page.becomes(f"{select}.value", "llama-3.2-1b-4bit")
+        server.service.state = {**STATUS, "model": "/home/ann/models/own", "change": {**change, "state": "ready"}}
+        page.becomes(f"{select}.selectedOptions[0].textContent", "own · runs now")
         failed = {**change, "model": "other", "state": "failed", "reason": "it does not fit", "hint": "add a machine"}
         server.service.state = {**STATUS, "change": failed}
         notice = "document.querySelector('.cluster-news .notice')"
@@ -88,6 +91,54 @@ def test_the_model_is_changed_with_progress_and_a_failure_is_told(browser: Chrom
         page.click(".cluster-news [aria-label=Close]")
         page.until(f"{notice}.hidden")
         assert page.complaints() == []
+
+
+def test_change_the_model_in_the_chat_leads_to_the_choice_of_the_model(browser: Chromium, server: PageServer) -> None:
+    server.service.state = STATUS
+    with browser.page() as page:
+        page.screen(1280, 700)
+        page.open(server.url)
+        page.click(".model-button")
+        page.click(".menu a[href='#/cluster/model']")
+        chosen = "document.activeElement === document.querySelector('.plan-model select')"
+        page.until(chosen, "the choice of the model has the focus")
+        page.js("document.activeElement.blur(); document.querySelector('.cluster').scrollTo(0, 0)")
+        page.click("#change-model")
+        page.until(chosen, "it has the focus again")
+        assert page.complaints() == []
+
+
+def test_layers_of_one_machine_in_two_ranges_meet_its_card_side_by_side(browser: Chromium, server: PageServer) -> None:
+    state = json.loads(json.dumps(home_lab()))
+    state["nodes"][0]["layers"] = [[0, 6], [6, 14]]
+    first, *rest = state["stages"]
+    state["stages"] = [{**first, "layers": [0, 6]}, {**first, "layers": [6, 14]}, *rest]
+    first, *rest = state["trip"]["stages"]
+    state["trip"]["stages"] = [{**first, "layers": [0, 6]}, {**first, "index": 1, "layers": [6, 14]}, *rest]
+    server.service.state = state
+    with browser.page() as page:
+        page.screen(1280, 900)
+        shown(page, server)
+        ends = page.js(
+            "[...document.querySelectorAll('.ribbon.tone-0')].map((one) => one.getAttribute('d'))"
+            ".map((path) => path.match(/ ([0-9.]+) [0-9.]+H([0-9.]+)C/).slice(1).map(Number))"
+        )
+        assert len(ends) == 2
+        assert ends[0][0] == pytest.approx(ends[1][1]), "the second ribbon begins where the first one ends"
+        assert "studio 0–5" in page.js(SHOWN)
+        assert "on 4 stages" in page.js(SHOWN)
+
+
+def test_the_table_of_machines_has_its_buttons_in_view_on_a_phone(browser: Chromium, server: PageServer) -> None:
+    server.service.state = home_lab()
+    with browser.page() as page:
+        page.screen(*PHONE, phone=True)
+        shown(page, server)
+        page.becomes(
+            "document.querySelector('.machines').scrollWidth <= document.querySelector('.machines').clientWidth", True
+        )
+        page.click(".machines tr:nth-child(3) button")
+        page.until("document.querySelector('dialog')?.innerText.includes('Drain laptop?')")
 
 
 def test_the_view_fills_the_page_also_after_a_new_chat(browser: Chromium, server: PageServer) -> None:

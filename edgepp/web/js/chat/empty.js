@@ -2,7 +2,7 @@
 
 import { h, svg } from "../dom.js";
 import { server } from "../state.js";
-import { size, whole } from "../words.js";
+import { shortName, size, whole } from "../words.js";
 
 const BEGINNINGS = [
   ["Explain", "why the sky is blue, to a ten-year-old."],
@@ -29,7 +29,7 @@ function factsOf(model, health, reachable) {
   if (!model) return "\u00a0";
   const { id, meta, context_length: context } = model;
   const loads = health && health.status !== "ok" ? " · not ready yet" : "";
-  return [id, meta?.n_params && `${size(meta.n_params)} parameters`, context && `${whole(context)} tokens of context`].filter(Boolean).join(" · ") + loads;
+  return [shortName(id), meta?.n_params && `${size(meta.n_params)} parameters`, context && `${whole(context)} tokens of context`].filter(Boolean).join(" · ") + loads;
 }
 
 /** Layers of one model across three machines, and a token on its way. */

@@ -41,9 +41,12 @@ export function threadView(thread, acts) {
     return undefined;
   };
 
+  let top = 0; // where the reader was; the page itself only ever scrolls down
   scroller.addEventListener("scroll", () => {
     const left = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
     if (left < NEAR_PX) follows = true;
+    else if (scroller.scrollTop < top) follows = false;
+    top = scroller.scrollTop;
     down.hidden = left < 4 * NEAR_PX;
   }, { passive: true });
   for (const kind of ["wheel", "touchmove", "keydown"]) {

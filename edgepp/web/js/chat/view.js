@@ -7,7 +7,7 @@ import { watchServer } from "../server_state.js";
 import { keyNotice } from "../key_dialog.js";
 import { panel, setTopbar } from "../shell.js";
 import { server } from "../state.js";
-import { size, whole } from "../words.js";
+import { shortName, size, whole } from "../words.js";
 import { answer, ask, goOn, isAnswering, stop } from "./answering.js";
 import { composerView } from "./composer.js";
 import { emptyView } from "./empty.js";
@@ -154,8 +154,8 @@ class ChatView {
     const { models } = server.get();
     const { settings } = this.#thread.conversation;
     const chosen = models.find(({ id }) => id === settings.model) ?? models[0];
-    const button = h("button", { type: "button", class: "button quiet model-button", "aria-haspopup": "menu", title: "Model", onclick: () => openMenu(button, this.#models(chosen)) },
-      h("span", { class: "model-name" }, chosen?.id ?? "No model"), icon("down"));
+    const button = h("button", { type: "button", class: "button quiet model-button", "aria-haspopup": "menu", title: chosen?.id ?? "Model", onclick: () => openMenu(button, this.#models(chosen)) },
+      h("span", { class: "model-name" }, chosen ? shortName(chosen.id) : "No model"), icon("down"));
     return button;
   }
 
@@ -171,7 +171,7 @@ class ChatView {
     }));
     const facts = chosen && [chosen.meta?.n_params && `${size(chosen.meta.n_params)} parameters`, chosen.context_length && `${whole(chosen.context_length)} tokens of context`];
     const note = facts ? facts.filter(Boolean).join(", ") : "The server has not told of a model yet.";
-    return [...choices, { note }, "line", { label: "Change the model", icon: "cluster", href: "#/cluster" }];
+    return [...choices, { note }, "line", { label: "Change the model", href: "#/cluster/model" }];
   }
 
   #notices() {

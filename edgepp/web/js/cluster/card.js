@@ -46,7 +46,7 @@ function showMemory({ bar, label, value, width }, node, view) {
 }
 
 function showBusy({ bar, label, value, width }, node, view) {
-  const stages = view.trip?.stages.filter((stage) => view.stages[stage.index]?.node_id === node.node) ?? [];
+  const stages = view.trip?.stages.filter((stage) => stage.node === node.name) ?? [];
   const compute = stages.reduce((sum, stage) => sum + stage.compute_s, 0);
   const share = node.busy ?? 0;
   bar.setAttribute("width", width * share);

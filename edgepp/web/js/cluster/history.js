@@ -2,7 +2,7 @@
 
 import { getJson } from "../api.js";
 import { fill, h, newId, svg } from "../dom.js";
-import { rate } from "../words.js";
+import { rate, shortName } from "../words.js";
 
 const MOST_RUNS = 60;
 const WIDTH = 600;
@@ -67,7 +67,7 @@ function chartOf(runs, name) {
   const most = Math.max(...runs.map(({ rates }) => rates[name].high));
   return h("figure", { class: "history-chart" },
     h("figcaption", {},
-      h("h3", {}, last.model.split("/").at(-1)),
+      h("h3", {}, shortName(last.model)),
       h("p", { class: "history-rate-now tabular" }, rate(last.rates[name].median), h("span", {}, " token/s"), change !== null && h("span", { class: "history-change" }, ` ${percent(change)} since the run before`)),
       h("p", { class: "history-about" }, `${last.shape} · ${last.machine}`)),
     h("div", { class: "history-plot" }, h("span", { class: "history-most tabular", "aria-hidden": "true" }, rate(most)), plotOf(runs, name, most)),

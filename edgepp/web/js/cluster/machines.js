@@ -6,10 +6,13 @@ import { fill, h } from "../dom.js";
 import { toast } from "../toasts.js";
 import { bytes, inOrder, layersOf, stateOf, time } from "./words.js";
 
+const COLUMNS = ["State", "Layers", "Memory", "Busy", "Round trip"];
+const ON_CARD = new Set(["Memory", "Busy", "Round trip"]); // not in the table of a phone, which would hide the buttons
+
 /** { element, update(view) }. */
 export function machinesView() {
   const body = h("tbody");
-  const heads = ["Machine", "State", "Layers", "Memory", "Busy", "Round trip"].map((text) => h("th", { scope: "col" }, text));
+  const heads = ["Machine", ...COLUMNS].map((text) => h("th", { scope: "col", class: ON_CARD.has(text) && "on-card" }, text));
   const element = h("div", { class: "machines", tabindex: "0", role: "region", "aria-label": "Machines" },
     h("table", {}, h("thead", {}, h("tr", {}, heads, h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Actions")))), body));
   let rows = new Map();
@@ -24,7 +27,7 @@ export function machinesView() {
 }
 
 function rowOf(node) {
-  const cells = Array.from({ length: 5 }, () => h("td", { class: "tabular" }));
+  const cells = COLUMNS.map((text) => h("td", { class: ON_CARD.has(text) ? "tabular on-card" : "tabular" }));
   const name = h("th", { scope: "row" });
   const button = h("button", { type: "button", class: "button small", dataset: { node: node.node } });
   return { element: h("tr", { dataset: { node: node.node } }, name, cells, h("td", { class: "actions" }, button)), name, cells, button };
@@ -34,7 +37,9 @@ function show({ name, cells, button }, node, view) {
   const state = stateOf(node, view);
   set(name, node.name + (node.roles.includes("coordinator") ? " ◆" : ""));
   set(cells[0], `${state.shape} ${state.text}`);
-  set(cells[1], node.layers.length ? layersOf(node).replace("layers ", "") : node.reason || "none");
+  const reason = !node.layers.length && !node.draining && node.reason; // of a drain the state and the button tell
+  set(cells[1], reason || (node.layers.length ? layersOf(node).replace("layers ", "") : "none"));
+  cells[1].classList.toggle("reason", Boolean(reason));
   set(cells[2], bytes(node.memory_bytes));
   set(cells[3], node.busy === null ? "–" : `${Math.round(100 * node.busy)} %`);
   set(cells[4], time(node.rtt_s));

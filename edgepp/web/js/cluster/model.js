@@ -2,9 +2,10 @@
 
 import { postJson } from "../api.js";
 import { confirmed } from "../dialogs.js";
-import { h, icon, iconButton } from "../dom.js";
+import { h, icon, iconButton, scrollBehavior } from "../dom.js";
 import { toast } from "../toasts.js";
-import { bytes } from "./words.js";
+import { shortName } from "../words.js";
+import { bytes, capital } from "./words.js";
 
 const DONE = new Set(["ready", "failed"]);
 const WORDS = { opening: "Opening", fetching: "Fetching", waiting: "Waiting for answers under way before changing to", loading: "Loading" };
@@ -20,7 +21,7 @@ export function progressView() {
     iconButton("close", "Close", () => ((closed = reason.textContent), (failure.hidden = true)), { class: "small" }));
   const element = h("div", { class: "cluster-news" }, failure, progressing);
   const update = (view) => {
-    const failed = view.change?.state === "failed" ? `The cluster could not change to ${view.change.model}: ${view.change.reason}${view.change.hint ? ` (${view.change.hint})` : ""}.` : "";
+    const failed = view.change?.state === "failed" ? `The cluster could not change to ${shortName(view.change.model)}: ${view.change.reason}${view.change.hint ? ` (${view.change.hint})` : ""}.` : "";
     failure.hidden = !failed || failed === closed;
     if (reason.textContent !== failed) reason.textContent = failed;
     const changes = view.change && !DONE.has(view.change.state);
@@ -29,7 +30,7 @@ export function progressView() {
     if (!told) return;
     const progress = changes && view.change.state !== "loading" ? view.change.progress : view.loading?.progress ?? 0;
     bar.value = progress;
-    const words = changes ? `${WORDS[view.change.state]} ${view.change.model}` : view.reason || `Loading ${view.model}`;
+    const words = changes ? `${WORDS[view.change.state]} ${shortName(view.change.model)}` : capital(view.reason) || `Loading ${shortName(view.model)}`;
     const next = `${words} · ${Math.round(100 * progress)} %`;
     if (text.textContent !== next) text.textContent = next;
   };
@@ -40,13 +41,14 @@ export function progressView() {
 export async function changeModel(name, now) {
   const agreed = await confirmed({
     title: `Run ${name}?`,
-    text: `Everybody who asks this cluster gets ${name} instead of ${now}. Answers under way end first; machines fetch what they do not have.`,
+    text: `Everybody who asks this cluster gets ${name} instead of ${shortName(now)}. Answers under way end first; machines fetch what they do not have.`,
     action: "Change the model",
   });
   if (!agreed) return;
   try {
     await postJson("v1/models/load", { model: name, wait: false });
     toast(`The cluster changes to ${name}.`);
+    document.querySelector(".cluster")?.scrollTo({ top: 0, behavior: scrollBehavior() }); // to the progress
   } catch (error) {
     toast(error.message);
   }
@@ -56,5 +58,5 @@ export async function changeModel(name, now) {
 export function modelOptions(models, running) {
   const known = models.some(({ name }) => name === running);
   const rest = models.map((one) => h("option", { value: one.name, selected: one.name === running }, `${one.name} · ${bytes(one.bytes)}`));
-  return known ? rest : [h("option", { value: "", selected: true }, `${running.split("/").at(-1)} · runs now`), ...rest];
+  return known ? rest : [h("option", { value: "", selected: true }, `${shortName(running)} · runs now`), ...rest];
 }

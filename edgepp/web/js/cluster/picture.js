@@ -76,6 +76,7 @@ function column(nodes, width) {
 /** One range of layers: its part of the band, and the ribbon from there to the card of its machine. */
 function rangeOf({ node, start, stop }, nodes, total, place, live) {
   const card = place.cards[nodes.indexOf(node)];
+  const edge = edgeOf(node, start, stop);
   const tone = `tone-${toneOf(node, nodes)}`;
   const unit = place.band.length / total;
   const [from, to] = [start * unit, stop * unit];
@@ -88,7 +89,7 @@ function rangeOf({ node, start, stop }, nodes, total, place, live) {
       : svg("rect", { x: place.band.x, y: place.band.y + at, width: BAND, height: size, rx: Math.min(3, size / 2) }));
   }
   const band = svg("g", { class: `band ${tone}` }, cells);
-  const ribbon = svg("path", { class: `ribbon ${tone}`, d: place.rows ? down(place.band, from, to, card) : across(place.band, from, to, card) });
+  const ribbon = svg("path", { class: `ribbon ${tone}`, d: place.rows ? down(place.band, from, to, card, edge) : across(place.band, from, to, card, edge) });
   live.push((view) => {
     const stage = view.stages.find((one) => one.node_id === node.node && one.layers[0] === start);
     band.classList.toggle("is-loading", stage?.state === "loading");
@@ -97,17 +98,27 @@ function rangeOf({ node, start, stop }, nodes, total, place, live) {
   return { band, ribbon };
 }
 
-function down(band, from, to, card) {
+/** Which part of a card's edge a range of layers meets, from 0 to 1: ranges of one machine lie beside each other. */
+function edgeOf(node, start, stop) {
+  const count = (ranges) => ranges.reduce((sum, [first, end]) => sum + end - first, 0);
+  const whole = count(node.layers);
+  const before = count(node.layers.filter(([first]) => first < start));
+  return [before / whole, (before + stop - start) / whole];
+}
+
+function down(band, from, to, card, [first, last]) {
   const [top, bottom] = [band.y + BAND + 4, card.y];
   const middle = (top + bottom) / 2;
-  const [a, b, c, d] = [band.x + from + 1, band.x + to - 1, card.x + card.width - 10, card.x + 10];
+  const [left, length] = [card.x + 10, card.width - 20];
+  const [a, b, c, d] = [band.x + from + 1, band.x + to - 1, left + last * length, left + first * length];
   return `M${a} ${top}H${b}C${b} ${middle} ${c} ${middle} ${c} ${bottom}H${d}C${d} ${middle} ${a} ${middle} ${a} ${top}Z`;
 }
 
-function across(band, from, to, card) {
+function across(band, from, to, card, [first, last]) {
   const [left, right] = [band.x + BAND + 4, card.x];
   const middle = (left + right) / 2;
-  const [a, b, c, d] = [band.y + from + 1, band.y + to - 1, card.y + heightOf(card.width) - 10, card.y + 10];
+  const [top, length] = [card.y + 10, heightOf(card.width) - 20];
+  const [a, b, c, d] = [band.y + from + 1, band.y + to - 1, top + last * length, top + first * length];
   return `M${left} ${a}V${b}C${middle} ${b} ${middle} ${c} ${right} ${c}V${d}C${middle} ${d} ${middle} ${a} ${left} ${a}Z`;
 }
 

@@ -1,15 +1,15 @@
 // The plan: what the planner says of a model on these machines, and on machines that join in thought.
 
 import { getJson, postJson } from "../api.js";
-import { fill, h, icon, newId } from "../dom.js";
+import { fill, h, icon, newId, scrollBehavior } from "../dom.js";
 import { rate } from "../words.js";
 import { changeModel, modelOptions } from "./model.js";
-import { bytes, time } from "./words.js";
+import { asSentence, bytes, time } from "./words.js";
 
 const MAX_MACHINES = 8;
 const LINKS = [["", "usual network"], ["10Gbit:0.1ms", "10 Gbit/s cable"], ["1Gbit:0.3ms", "1 Gbit/s cable"], ["300Mbit:2ms", "good Wi-Fi"], ["100Mbit:1ms", "100 Mbit/s"]];
 
-/** { element, update(view) }. */
+/** { element, update(view), choose() }. */
 export function planView() {
   return new PlanView();
 }
@@ -20,6 +20,7 @@ class PlanView {
   #machines = [];
   #asked = 0;
   #signature = "";
+  #running = ""; // the model when the choices were drawn
 
   constructor() {
     this.model = h("select", { class: "input", id: newId("model"), onchange: () => this.#ask() });
@@ -28,14 +29,21 @@ class PlanView {
     this.link = h("select", { class: "input", id: newId("link"), onchange: () => this.#ask() }, LINKS.map(([value, text]) => h("option", { value }, text)));
     this.list = h("ul", { class: "plan-machines" });
     this.answer = h("div", { class: "plan-answer", "aria-live": "polite" });
-    this.change = h("button", { type: "button", class: "button primary", onclick: () => changeModel(this.model.value, this.#view.model) }, "Run this model");
-    const add = h("button", { type: "button", class: "button", onclick: () => this.#add() }, icon("plus"), "Add in thought");
+    this.change = h("button", { type: "button", class: "button primary plan-run", onclick: () => changeModel(this.model.value, this.#view.model) }, "Run this model");
+    const add = h("button", { type: "button", class: "button", onclick: () => this.#add() }, icon("plus"), "Add");
     this.element = h("div", { class: "plan" },
-      field("Model", this.model),
-      h("div", { class: "plan-add" }, field("Machine", this.hardware), field("Memory", this.memory), add),
-      this.list, field("Its link", this.link), this.answer, h("div", { class: "plan-end" }, this.change));
+      h("p", { class: "plan-lead" }, "The planner’s prediction, for another model or with machines that you only think of."),
+      h("div", { class: "plan-model" }, field("Model", this.model), this.change),
+      h("div", { class: "plan-add" }, field("One more machine", this.hardware), field("Memory", this.memory), add),
+      this.list, field("Link of what is added", this.link), this.answer);
     this.link.parentElement.hidden = true;
     this.#load();
+  }
+
+  /** Lead the reader to the choice of the model. */
+  choose() {
+    this.element.scrollIntoView({ block: "center", behavior: scrollBehavior() });
+    this.model.focus({ preventScroll: true });
   }
 
   update(view) {
@@ -45,7 +53,8 @@ class PlanView {
       this.#signature = signature;
       const chosen = this.model.value;
       fill(this.model, modelOptions(this.#choices.models, view.model));
-      if (chosen) this.model.value = chosen;
+      if (chosen && chosen !== this.#running) this.model.value = chosen; // else what runs now is shown
+      this.#running = view.model;
       this.#ask();
     }
     this.change.hidden = !view.administers || !this.model.value || this.model.value === view.model;
@@ -90,7 +99,7 @@ class PlanView {
     try {
       const now = await postJson("v1/cluster/plan", model, { silent: true });
       const then = machines.length ? await postJson("v1/cluster/plan", { ...model, ...link, machines }, { silent: true }) : null;
-      if (mine === this.#asked) fill(this.answer, resultOf(now, machines.length ? "Today" : ""), then && resultOf(then, "With them"));
+      if (mine === this.#asked) fill(this.answer, resultOf(now, machines.length ? "Today" : ""), then && resultOf(then, "With what is added"));
     } catch (error) {
       if (mine === this.#asked) this.#say(error.message);
     }
@@ -109,7 +118,7 @@ function field(label, control) {
 function resultOf(told, title) {
   const head = title && h("h3", {}, title);
   if (!told.fits) {
-    return h("div", { class: "plan-result" }, head, h("p", { class: "plan-rate" }, "✕ does not fit"), h("p", {}, told.reason), told.hint && h("p", { class: "plan-hint" }, told.hint));
+    return h("div", { class: "plan-result" }, head, h("p", { class: "plan-rate" }, "✕ does not fit"), h("p", {}, asSentence(told.reason.replace(/^the model does not fit: /, ""))), told.hint && h("p", { class: "plan-hint" }, asSentence(told.hint)));
   }
   const one = told.decode[0];
   const whole = told.stages.reduce((sum, stage) => sum + stage.layers[1] - stage.layers[0], 0);

@@ -35,24 +35,24 @@ export function tripView() {
     }
     lay(marks, parts, trip.step_s);
     bar.setAttribute("aria-label", parts.filter(({ s }) => s > 0).map(({ label, s }) => `${label} ${time(s)}`).join(", "));
-    note.textContent = noteOf(trip, view);
+    note.textContent = noteOf(trip);
   };
   return { element, update };
 }
 
-function noteOf(trip, view) {
+function noteOf(trip) {
   const now = trip.live ? "Now" : "The last answer";
   const guessed = trip.tokens_per_step > 1.05 ? ` Guesses make ${trip.tokens_per_step.toFixed(2)} tokens a step.` : "";
   const wasted = trip.tokens_per_step < 0.95 ? ` ${Math.round(100 * (1 - trip.tokens_per_step))} % of the steps carried guesses that were wrong.` : "";
-  return `${now}: a step takes ${time(trip.step_s)}, of which ${time(trip.stages.reduce((sum, one) => sum + one.compute_s, 0))} is computing on ${view.stages.length} stage${view.stages.length === 1 ? "" : "s"}.${guessed}${wasted}`;
+  return `${now}: a step takes ${time(trip.step_s)}, of which ${time(trip.stages.reduce((sum, one) => sum + one.compute_s, 0))} is computing on ${trip.stages.length} stage${trip.stages.length === 1 ? "" : "s"}.${guessed}${wasted}`;
 }
 
 function partsOf(trip, view) {
   const nodes = inOrder(view);
-  const of = (stage) => nodes.find((node) => node.node === view.stages[stage.index]?.node_id);
   const parts = trip.stages.flatMap((stage) => {
-    const node = of(stage);
-    const name = node?.name ?? stage.node;
+    const node = nodes.find(({ name }) => name === stage.node); // by name: a plan that is new numbers its stages anew
+    const several = trip.stages.filter((one) => one.node === stage.node).length > 1;
+    const name = several ? `${stage.node} ${stage.layers[0]}–${stage.layers[1] - 1}` : stage.node;
     const tone = node ? `tone-${toneOf(node, nodes)}` : "";
     return [
       { key: `link ${stage.index}`, kind: "wire", label: `link to ${name}`, s: stage.wire_s },

@@ -3,6 +3,7 @@
 import { fill, h, icon, scrollBehavior } from "../dom.js";
 import { keyNotice } from "../key_dialog.js";
 import { closeDrawer, panel, setTopbar } from "../shell.js";
+import { shortName } from "../words.js";
 import { watchCluster } from "./feed.js";
 import { historyView } from "./history.js";
 import { showInvitation } from "./invite.js";
@@ -15,11 +16,12 @@ import { tripView } from "./trip.js";
 
 const SHOWN_EVENTS = 12;
 
-/** Show the cluster. */
-export function mount(main) {
+/** Show the cluster; the part `model` of the hash leads to the choice of the model. */
+export function mount(main, [first]) {
   setTopbar("Cluster", h("button", { type: "button", class: "button", id: "invite", hidden: true, onclick: showInvitation }, icon("plus"), "Invite a machine"));
-  const head = headView();
   const [progress, picture, trip, machines, plan, events] = [progressView(), pictureView(), tripView(), machinesView(), planView(), eventsView()];
+  const head = headView(() => plan.choose());
+  let isWanted = first === "model"; // once there is something to choose
   const problem = h("div", { class: "cluster-problem", role: "alert" });
   let told = "";
   const waits = h("p", { class: "cluster-waits" }, "The cluster is asked how it is …");
@@ -33,6 +35,11 @@ export function mount(main) {
   const contents = contentsOf(rest);
   fill(panel(), contents);
   const views = [head, progress, picture, trip, machines, plan, events];
+  const lead = () => {
+    if (!isWanted || rest.hidden) return;
+    isWanted = false;
+    plan.choose();
+  };
   const end = watchCluster(({ view, problem: text, locked }) => {
     if (text !== told) fill(problem, text && (locked ? keyNotice(text) : h("p", { class: "notice danger" }, icon("alert"), h("span", { class: "notice-text" }, text))));
     told = text;
@@ -42,8 +49,9 @@ export function mount(main) {
     if (!view) return;
     document.getElementById("invite").hidden = !view.administers;
     for (const one of views) one.update(view);
+    lead();
   });
-  return { update: () => {}, unmount: end };
+  return { update: ([part]) => ((isWanted = part === "model"), lead()), unmount: end };
 }
 
 function section(title, ...children) {
@@ -62,12 +70,14 @@ function contentsOf(rest) {
   return h("nav", { class: "contents", "aria-label": "On this page" }, h("ul", {}, entries));
 }
 
-function headView() {
+function headView(chooseModel) {
   const model = h("p", { class: "cluster-model" });
+  const change = h("button", { type: "button", class: "button small", id: "change-model", hidden: true, onclick: chooseModel }, "Change");
+  change.setAttribute("aria-label", "Change the model");
   const facts = h("p", { class: "cluster-facts" });
   const rate = h("p", { class: "cluster-rate tabular" });
   const spark = sparkView();
-  const element = h("header", { class: "cluster-head" }, h("div", {}, model, facts), h("div", { class: "cluster-speed" }, rate, spark.element));
+  const element = h("header", { class: "cluster-head" }, h("div", {}, h("div", { class: "cluster-model-line" }, model, change), facts), h("div", { class: "cluster-speed" }, rate, spark.element));
   const update = (view) => {
     const running = view.answers.running.length;
     const recovered = Object.values(view.engine.recoveries ?? {}).reduce((sum, count) => sum + count, 0);
@@ -78,8 +88,9 @@ function headView() {
       `${view.answers.done} done`,
       recovered ? `${recovered} survived a loss` : "",
     ];
-    model.textContent = view.model.split("/").at(-1);
-    facts.textContent = [...words.filter(Boolean), view.reason].filter(Boolean).join(" · ");
+    model.textContent = shortName(view.model);
+    change.hidden = !view.administers;
+    facts.textContent = [...words, view.loading?.state !== "loading" && view.reason].filter(Boolean).join(" · "); // what loads is told below
     fill(rate, view.rates.tokens_per_s.toFixed(1), h("span", {}, " token/s"));
     spark.update(view.rates);
   };

@@ -4,7 +4,17 @@
 export function bytes(count) {
   if (count === null || count === undefined) return "–";
   if (count >= 1e9) return `${(count / 1e9).toFixed(count >= 1e10 ? 0 : 1)} GB`;
-  return count >= 1e6 ? `${Math.round(count / 1e6)} MB` : `${Math.round(count / 1e3)} kB`;
+  return count >= 1e6 || !count ? `${Math.round(count / 1e6)} MB` : `${Math.round(count / 1e3)} kB`;
+}
+
+/** `text` with a capital first letter. */
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** A reason or a hint of the server as a sentence. */
+export function asSentence(text) {
+  return capital(text) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 /** Seconds as 85 µs, 4.1 ms or 1.20 s. */
