@@ -10,7 +10,7 @@ import pytest
 import zmq
 from zeroconf import Zeroconf
 
-from edgepp.cluster.discovery import mdns
+from edgepp.cluster.discovery import mdns_responder
 from edgepp.cluster.discovery.mdns import Announcer
 from edgepp.cluster.identity import Identity, load_identity, new_cluster, node_id
 from edgepp.coordinator import copy_search
@@ -61,7 +61,7 @@ def nobody(_identity: Identity) -> Iterator[int]:
 
 @pytest.mark.parametrize("who", ["a copy", "another key", "nobody"])
 def test_only_a_proof_of_the_key_is_a_copy(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
-    monkeypatch.setattr(mdns, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
+    monkeypatch.setattr(mdns_responder, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
     monkeypatch.setattr(copy_search, "_DISCOVER_S", PATIENCE_S)  # the search ends once the announcement is heard
     monkeypatch.setattr(copy_search, "_CONNECT_S", PATIENCE_S if who == "a copy" else 1.0)
     own = load_identity()
@@ -83,7 +83,7 @@ def test_only_a_proof_of_the_key_is_a_copy(monkeypatch: pytest.MonkeyPatch, who:
 
 
 def test_a_search_that_is_given_up_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdns, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
+    monkeypatch.setattr(mdns_responder, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
     monkeypatch.setattr(copy_search, "_DISCOVER_S", 10 * PATIENCE_S)  # the test would run into its limit
     own = load_identity()
     CopySearch(own, new_cluster(own)).close()

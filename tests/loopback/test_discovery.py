@@ -8,7 +8,7 @@ import threading
 import pytest
 from zeroconf import Zeroconf
 
-from edgepp.cluster.discovery import mdns as discovery
+from edgepp.cluster.discovery import mdns_responder
 from edgepp.cluster.discovery.mdns import Announcer, Browser, discover
 from tests.waiting import PATIENCE_S
 
@@ -16,7 +16,7 @@ CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
 
 
 def test_a_coordinator_is_heard_over_loopback_and_no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
+    monkeypatch.setattr(mdns_responder, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
     before = set(threading.enumerate())
     announcer = Announcer(CLUSTER, NODE, "mini", 5720)
     try:
