@@ -6,7 +6,8 @@ set -eu
 if [ "${1:-}" != --in-namespace ]; then
   unshare --user --mount --pid --fork --kill-child --propagation private -- "$0" --in-namespace "$@" &
   namespace=$!
-  trap 'kill -TERM $namespace 2>/dev/null || true; exit 130' INT TERM
+  # unshare itself ignores TERM, and its child loses --kill-child with the change of its user; with the child all end.
+  trap 'pkill -KILL -P $namespace || true; exit 130' INT TERM
   until [ "$(readlink /proc/$namespace/ns/user)" != "$(readlink /proc/self/ns/user)" ]; do sleep 0.05; done
   for map in uid_map gid_map; do echo 0 0 65536 >/proc/$namespace/$map; done
   wait $namespace

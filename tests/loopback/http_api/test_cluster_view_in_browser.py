@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from edgepp.http_api.api_keys import add_key
+from edgepp.http_api.http_options import HttpOptions
 from edgepp.plan.bench_history import HistoryEntry, Rate, append_entry
 from tests.builders.chromium import BROWSER, Chromium, Page
 from tests.builders.cluster_state import STATUS, home_lab
 from tests.builders.page_acts import PHONE, faults, prefer
-from tests.builders.page_server import PageServer
+from tests.builders.page_server import PageServer, page_server
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 SHOWN = "document.querySelector('.cluster')?.innerText ?? ''"
@@ -192,3 +194,23 @@ def test_a_lost_server_is_told_and_the_last_state_stays(browser: Chromium, serve
             "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
         )
         page.until("!document.querySelector('.cluster-parts').classList.contains('is-stale')", "it is live again")
+
+
+def test_a_key_that_comes_later_opens_all_parts_of_the_view(
+    browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
+    secret = add_key("laptop")
+    with page_server(HttpOptions("127.0.0.1:0", require_key=True)) as locked, browser.page() as page:
+        page.open(f"{locked.url}/#/cluster")
+        page.until("!!document.querySelector('dialog')", "the key is asked for")
+        page.press("Escape")
+        page.until("document.querySelector('.cluster-problem').innerText.includes('asks for an API key')")
+        page.click(".cluster-problem .button")
+        page.type(secret)
+        page.press("Enter")
+        page.until("document.querySelectorAll('.plan-rate').length > 0", "the planner has answered")
+        page.until(f"({SHOWN}).includes('measures this cluster')", "the history is read")
+        told = "document.querySelector('.cluster-events li > :only-child')"
+        assert "a key that may administer" in page.js(f"{told}.innerText")
+        assert page.js(f"{told}.clientWidth || {told}.getBoundingClientRect().width") > 200, "not in the column of times"

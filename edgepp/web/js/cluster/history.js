@@ -5,12 +5,13 @@ import { fill, h, newId, svg } from "../dom.js";
 import { rate, shortName } from "../words.js";
 
 const MOST_RUNS = 60;
+const AGAIN_MS = 5000;
 const WIDTH = 600;
 const HEIGHT = 120;
 const EDGE = 8;
 const NAMES = { decode_tokens_per_s: "Decoding", prefill_tokens_per_s: "Reading a prompt", e2e_tokens_per_s: "Whole answer" };
 
-/** { element }: the history, which is read once, when the view is shown. */
+/** { element, update() }: the history, which is read once, when there is a view of the cluster. */
 export function historyView() {
   const select = h("select", { class: "input", id: newId("rate"), onchange: () => draw() });
   const choice = h("div", { class: "field history-rate", hidden: true }, h("label", { htmlFor: select.id }, "Rate"), select);
@@ -18,16 +19,19 @@ export function historyView() {
   const element = h("div", { class: "history" }, choice, charts);
   let entries = [];
   const draw = () => fill(charts, seriesOf(entries, select.value).map((runs) => chartOf(runs, select.value)));
-  read();
-  return { element };
+  let readMs = 0; // when it was asked for; Infinity once it is there
+  const update = () => void (Date.now() - readMs > AGAIN_MS && read());
+  return { element, update };
 
   async function read() {
+    readMs = Date.now();
     try {
       ({ entries } = await getJson("bench/history", { silent: true }));
     } catch (error) {
       fill(charts, h("p", { class: "history-none" }, error.message));
       return;
     }
+    readMs = Infinity;
     const names = [...new Set(entries.flatMap(({ rates }) => Object.keys(rates)))].sort((a, b) => order(a) - order(b));
     if (!names.length) {
       fill(charts, h("p", { class: "history-none" }, "Nothing yet: ", h("code", {}, "edgepp bench"), " measures this cluster and notes its rates for each version."));

@@ -7,6 +7,7 @@ import { changeModel, modelOptions } from "./model.js";
 import { asSentence, bytes, time } from "./words.js";
 
 const MAX_MACHINES = 8;
+const AGAIN_MS = 5000;
 const LINKS = [["", "usual network"], ["10Gbit:0.1ms", "10 Gbit/s cable"], ["1Gbit:0.3ms", "1 Gbit/s cable"], ["300Mbit:2ms", "good Wi-Fi"], ["100Mbit:1ms", "100 Mbit/s"]];
 
 /** { element, update(view), choose() }. */
@@ -20,6 +21,7 @@ class PlanView {
   #machines = [];
   #asked = 0;
   #signature = "";
+  #loadedMs = 0; // when the choices were asked for
   #running = ""; // the model when the choices were drawn
 
   constructor() {
@@ -37,7 +39,6 @@ class PlanView {
       h("div", { class: "plan-add" }, field("One more machine", this.hardware), field("Memory", this.memory), add),
       this.list, field("Link of what is added", this.link), this.answer);
     this.link.parentElement.hidden = true;
-    this.#load();
   }
 
   /** Lead the reader to the choice of the model. */
@@ -48,6 +49,7 @@ class PlanView {
 
   update(view) {
     this.#view = view;
+    if (!this.#choices && Date.now() - this.#loadedMs > AGAIN_MS) this.#load(); // not before there is a view: a key may be due
     const signature = JSON.stringify([view.model, view.policy, view.nodes.map((node) => [node.node, node.state === "gone", node.memory_bytes])]);
     if (signature !== this.#signature && this.#choices) {
       this.#signature = signature;
@@ -61,6 +63,7 @@ class PlanView {
   }
 
   async #load() {
+    this.#loadedMs = Date.now();
     try {
       this.#choices = await getJson("v1/cluster/choices", { silent: true });
     } catch (error) {

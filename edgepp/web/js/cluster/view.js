@@ -19,7 +19,7 @@ const SHOWN_EVENTS = 12;
 /** Show the cluster; the part `model` of the hash leads to the choice of the model. */
 export function mount(main, [first]) {
   setTopbar("Cluster", h("button", { type: "button", class: "button", id: "invite", hidden: true, onclick: showInvitation }, icon("plus"), "Invite a machine"));
-  const [progress, picture, trip, machines, plan, events] = [progressView(), pictureView(), tripView(), machinesView(), planView(), eventsView()];
+  const [progress, picture, trip, machines, plan, events, rates] = [progressView(), pictureView(), tripView(), machinesView(), planView(), eventsView(), historyView()];
   const head = headView(() => plan.choose());
   let isWanted = first === "model"; // once there is something to choose
   const problem = h("div", { class: "cluster-problem", role: "alert" });
@@ -30,11 +30,11 @@ export function mount(main, [first]) {
     section("Where a token’s time goes", trip.element),
     section("Machines", machines.element),
     h("div", { class: "cluster-pair" }, section("What if", plan.element), section("What happened", events.element)),
-    section("Rates measured here", historyView().element));
+    section("Rates measured here", rates.element));
   fill(main, h("div", { class: "cluster" }, problem, waits, rest));
   const contents = contentsOf(rest);
   fill(panel(), contents);
-  const views = [head, progress, picture, trip, machines, plan, events];
+  const views = [head, progress, picture, trip, machines, plan, events, rates];
   const lead = () => {
     if (!isWanted || rest.hidden) return;
     isWanted = false;
@@ -107,7 +107,7 @@ function eventsView() {
     if (signature === seen) return;
     seen = signature;
     fill(element, shown.map((event) => h("li", {}, h("time", { class: "tabular" }, clock.format(1000 * event.at_s)), h("span", {}, event.text))),
-      !shown.length && h("li", {}, view.administers ? "Nothing yet." : "Shown on the machine that serves, or with a key that may administer."));
+      !shown.length && h("li", {}, h("span", {}, view.administers ? "Nothing yet." : "Shown on the machine that serves, or with a key that may administer.")));
   };
   return { element, update };
 }
