@@ -99,6 +99,7 @@ def test_change_the_model_in_the_chat_leads_to_the_choice_of_the_model(browser: 
     server.service.state = STATUS
     with browser.page() as page:
         page.screen(1280, 700)
+        page.prefer(prefers_reduced_motion="reduce")  # a button that glides away is not hit
         page.open(server.url)
         page.click(".model-button")
         page.click(".menu a[href='#/cluster/model']")
