@@ -171,7 +171,7 @@ def _rendered(conversation: Conversation) -> str:
 def calling(name: str, arguments: Mapping[str, Any]) -> list[Step]:
     """The events of a whole answer of one choice that is one call of the tool ``name``."""
     usage, text = Usage(prompt_tokens=7, completion_tokens=3), json.dumps(arguments)
-    call = [ToolCallStarted(0, 0, "call_1", name), ToolCallDelta(0, 0, text), ToolCallEnded(0, 0, text)]
+    call: list[Step] = [ToolCallStarted(0, 0, "call_1", name), ToolCallDelta(0, 0, text), ToolCallEnded(0, 0, text)]
     return [Started(7), *call, ChoiceEnded(0, "tool_calls", usage=usage), Ended(usage)]
 
 

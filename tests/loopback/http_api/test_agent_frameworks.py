@@ -121,7 +121,7 @@ class TestOpenaiAgents:
         async def run(agent: Any) -> str:
             from agents import Runner
 
-            return (await Runner.run(agent, "the weather in Bern?")).final_output
+            return str((await Runner.run(agent, "the weather in Bern?")).final_output)
 
         with serving(WEATHER, HELLO) as (url, service):
             agents = pytest.importorskip("agents")
