@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -17,6 +18,9 @@ from edgepp.http_api.generation import (
     GenerationRequest,
     Started,
     TextDelta,
+    ToolCallDelta,
+    ToolCallEnded,
+    ToolCallStarted,
     Usage,
 )
 from edgepp.http_api.model_service import ServedModel
@@ -162,6 +166,13 @@ class AnyName(ScriptedService):
 
 def _rendered(conversation: Conversation) -> str:
     return "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in conversation.messages)
+
+
+def calling(name: str, arguments: Mapping[str, Any]) -> list[Step]:
+    """The events of a whole answer of one choice that is one call of the tool ``name``."""
+    usage, text = Usage(prompt_tokens=7, completion_tokens=3), json.dumps(arguments)
+    call: list[Step] = [ToolCallStarted(0, 0, "call_1", name), ToolCallDelta(0, 0, text), ToolCallEnded(0, 0, text)]
+    return [Started(7), *call, ChoiceEnded(0, "tool_calls", usage=usage), Ended(usage)]
 
 
 def answer(*texts: str, finish_reason: FinishReason = "stop", usage: Usage | None = None) -> list[Step]:

@@ -62,8 +62,8 @@ def check(path: Path, prompt: Sequence[int], request: EngineRequest) -> None:
     ids=["mlx", "onnx", "one stage", "late, drawn beside", "ranks"],
 )
 def test_scores_are_those_of_the_whole_model(path: Path, how: dict[str, Any]) -> None:
-    how = {"split": TWO_STAGES, "backends": ["mlx"], "ring": LocalRing} | how
-    with local_engine(path, how.pop("split"), how.pop("backends"), **how) as engine:
+    given: dict[str, Any] = {"split": TWO_STAGES, "backends": ["mlx"], "ring": LocalRing, **how}
+    with local_engine(path, **given) as engine:
         plain = engine.submit(PROMPT, GenerateOptions(max_tokens=2))
         request = engine.submit(PROMPT, SCORED)
         again = engine.submit(PROMPT, SCORED)

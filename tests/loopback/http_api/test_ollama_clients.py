@@ -7,20 +7,20 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import httpx
 import ollama
 import pytest
 
-from edgepp.http_api.generation import ChoiceEnded, Ended, Started, TextDelta, ToolCallEnded, ToolCallStarted, Usage
+from edgepp.http_api.generation import Started, TextDelta, Usage
 from edgepp.http_api.ollama_api.routes import routes
 from edgepp.http_api.openai_api.routes import routes as openai_routes
 from edgepp.http_api.routing import Routing
 from tests.builders import ollama_clients as clients
 from tests.builders.loopback_server import serving_app
 from tests.builders.ollama_lines import check_listed
-from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
+from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer, calling
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the clients' own: sockets left open, pydantic's advice
@@ -28,16 +28,6 @@ MODEL = SERVED.name
 HELLO = answer("Hel", "lo")
 USAGE = Usage(prompt_tokens=7, completion_tokens=3)
 Serve: TypeAlias = Callable[..., tuple[str, ScriptedService]]
-
-
-def calling(name: str, arguments: dict[str, Any]) -> list[Step]:
-    return [
-        Started(7),
-        ToolCallStarted(0, 0, "call_1", name),
-        ToolCallEnded(0, 0, json.dumps(arguments)),
-        ChoiceEnded(0, "tool_calls", usage=USAGE),
-        Ended(USAGE),
-    ]
 
 
 @pytest.fixture
