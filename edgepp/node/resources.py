@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepp import __version__
-from edgepp.child_process import python_command
+from edgepp.child_process import interrupts_held, python_command
 from edgepp.errors import EdgeppError
 from edgepp.model.cache import cache_dir, locked
 from edgepp.node.memory import usable_memory
@@ -141,13 +141,15 @@ def run_probe(backend: str, threads: int, exact: bool, given_up: threading.Event
     """
     with tempfile.TemporaryDirectory(prefix="edgepp-probe-", ignore_cleanup_errors=True) as folder:
         config = ProbeConfig(folder, backend, threads, exact)
-        with subprocess.Popen(  # noqa: S603 - a fixed command
-            python_command("edgepp.stage_process.speed_probe"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,  # with a buffer, closing the input of a dead child would raise again
-            env=stage_environment(threads),
-        ) as child:
+        with interrupts_held():
+            started = subprocess.Popen(  # noqa: S603 - a fixed command
+                python_command("edgepp.stage_process.speed_probe"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,  # with a buffer, closing the input of a dead child would raise again
+                env=stage_environment(threads),
+            )
+        with started as child:
             deadline = threading.Timer(_PROBE_TIMEOUT_S, child.kill)
             deadline.start()
             try:

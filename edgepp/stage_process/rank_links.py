@@ -26,6 +26,10 @@ from edgepp.wire.transport import Link, Listener, Sender
 
 JOIN_S = 60.0
 """Seconds in which all ranks must have connected."""
+MAX_WAITING_BYTES = 256 << 20
+"""Bytes of one rank's messages that are kept while another rank's are awaited: a rank is a step ahead at most."""
+_MESSAGE_BYTES = 256
+"""What a message takes beside its frames."""
 _JOIN_INTERVAL_S = 0.02
 _CHECK_INTERVAL_S = 0.1
 """How often a waiting rank looks whether the others are still connected."""
@@ -79,6 +83,7 @@ class RankLinks:
         self._rank_of: dict[bytes, int] = {}
         """Rank of each connection that has joined, by its route."""
         self._received: dict[int, deque[Received]] = {other: deque() for other in range(ranks) if other != rank}
+        self._waiting_bytes = dict.fromkeys(self._received, 0)
         self._checked_s = 0.0
 
     @property
@@ -173,7 +178,7 @@ class RankLinks:
         """
         for _ in self._turns(rank):
             continue
-        return self._received[rank].popleft()
+        return self._take(rank)
 
     def next_order(self, inbox: Mailbox[None]) -> Received | None:
         """The next message of rank 0, awaited; None as soon as ``inbox``, given to ``wake_on``, has something.
@@ -184,7 +189,7 @@ class RankLinks:
         for ready in self._turns(0):
             if inbox in ready:
                 return None
-        return self._received[0].popleft()
+        return self._take(0)
 
     def wake_on(self, inbox: Mailbox[None]) -> None:
         """Let a wait end when ``inbox`` has something."""
@@ -250,7 +255,15 @@ class RankLinks:
                 raise self.broken(rank, str(error)) from error
             return True
         self._received[rank].append((message, tensor))  # type: ignore[arg-type]  # others are not allowed here
+        self._waiting_bytes[rank] += _size(tensor)
+        if self._waiting_bytes[rank] > MAX_WAITING_BYTES:
+            raise self.broken(rank, "it sends more than is asked for")
         return True
+
+    def _take(self, rank: int) -> Received:
+        message, tensor = self._received[rank].popleft()
+        self._waiting_bytes[rank] -= _size(tensor)
+        return message, tensor
 
     def _join(self, sender: Sender, message: object) -> None:
         """Take a connection into the group by its first message; a stranger's message is ignored."""
@@ -267,3 +280,8 @@ class RankLinks:
     def broken(self, rank: int, what: str) -> RankLost:
         """The error that a rank broke the protocol; ``what`` ends the sentence."""
         return RankLost(rank, f"rank {rank} of the stage broke the protocol: {what:.200}")
+
+
+def _size(tensor: Sequence[memoryview]) -> int:
+    """Bytes that a message with these frames takes."""
+    return _MESSAGE_BYTES + sum(map(len, tensor))

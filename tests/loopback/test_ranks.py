@@ -21,6 +21,7 @@ from edgepp.errors import PeerLost, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.stage_process import rank_links
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.rank_group import RankGroup
 from edgepp.wire.message_codec import encode
@@ -316,6 +317,19 @@ def test_a_partial_sum_that_is_not_the_next_one_ends_the_group(frames: list[byte
         live.groups[1].send_all(frames)
         with pytest.raises(PeerLost, match="rank 1 of the stage broke the protocol"):
             group.reduce(np.ones((2, WIDTH), np.float32), np.empty((2, WIDTH), np.float32))
+    finally:
+        live.close()
+
+
+def test_a_rank_that_sends_without_end_while_another_is_awaited_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_links, "MAX_WAITING_BYTES", 1 << 14)
+    live = LiveRanks(3, WIDTH)
+    live.connect()
+    try:
+        for number in range(40):
+            live.groups[1].send(0, [encode(Partial(1, number, 1, WIDTH)), bytes(4 * WIDTH)])
+        with pytest.raises(PeerLost, match="rank 1 of the stage broke the protocol: it sends more than is asked for"):
+            live.groups[0].next_of(2)
     finally:
         live.close()
 
