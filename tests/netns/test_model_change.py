@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,9 @@ from tests.netns.members import MODEL, Asker, Daemon, Status, answers_with, chat
 from tests.netns.net import Host, Lan
 from tests.waiting import PATIENCE_S
 
-ANSWER_TOKENS = 600
+PACE_TOKENS = 24
+ANSWER_S = 15.0
+"""What the answer under way takes about: longer than a command that asks for the change, and shorter than its wait."""
 HTTP_SCRIPT = """
 import sys, urllib.request
 asked = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
@@ -50,12 +53,17 @@ def test_both_machines_load_the_other_model_after_answers_under_way_have_ended(
     here, there = Asker(one), Asker(two)
     before = members(here.wait("both run the first model", runs(MODEL, 30)))
 
-    there.tell(f"recite {ANSWER_TOKENS} Once upon a time")
+    began_s = time.monotonic()
+    there.tell(f"recite {PACE_TOKENS} Once upon a time")
+    assert len(there.hear()["token_ids"]) == PACE_TOKENS
+    tokens = min(1000, int(PACE_TOKENS * ANSWER_S / (time.monotonic() - began_s)))
+    there.tell(f"recite {tokens} Once upon a time")
     here.wait("an answer is under way", lambda state: state["engine"].get("live"))
     change = one.popen_edgepp("use", tiny, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     here.wait("the change waits for the answer", lambda state: (state["change"] or {}).get("state") == "waiting")
     assert here.status()["model"] == MODEL
-    assert len(there.hear()["token_ids"]) == ANSWER_TOKENS
+    heard = there.hear()
+    assert len(heard.get("token_ids", ())) == tokens, heard
     said, complaints = change.communicate(timeout=PATIENCE_S)
     assert change.returncode == 0, complaints
     told = [json.loads(line) for line in said.splitlines()]
