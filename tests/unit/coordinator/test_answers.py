@@ -40,6 +40,7 @@ class FakeAnswer:
         self._cancelled = False
         self.token_ids: list[int] = []
         self.sampled: list[Any] = []
+        self.prompt_sampled: list[Any] = []
         self.spelled: dict[int, str] = {}
         self.finish_reason: str | None = None
         self.stop_string: str | None = None

@@ -72,6 +72,7 @@ class Stream:
         self.stopped = threading.Event()
         self.token_ids: list[int] = []
         self.sampled: list[Sampled] = []
+        self.prompt_sampled: list[Sampled] = []
         self.spelled: dict[int, str] = {}
         self.finish_reason: Any = None
         self.stop_string: str | None = None
