@@ -90,6 +90,5 @@ async def run(
             result = CheckResult(False, f"not finished within {check.limit_s:.0f} s")
         except EdgeppError as error:
             result = CheckResult(False, str(error), hint=error.hint or "")
-        if result.ok is False and not result.hint:
-            result = replace(result, hint=check.hint)
+        result = replace(result, hint=(result.hint or check.hint) if result.ok is False else "")
         yield CheckRun(check.name, check.about, result, time.monotonic() - began_s)

@@ -42,6 +42,7 @@ def test_a_cluster_of_its_own_passes_and_is_reported(model: Path, tmp_path: Path
     assert told == json.loads((tmp_path / "selftest.json").read_text())
     assert {check["check"]: is_good(check) for check in told["checks"]} == dict.fromkeys(CHECKS, True)
     passed = [check["ok"] for check in told["checks"]].count(True)
+    assert not any(check["hint"] for check in told["checks"] if check["ok"])
     assert done.returncode == (0 if passed == 4 else 1)
     found = {check["check"]: check["details"] for check in told["checks"]}
     assert len(found["exact"]["ranges"]) == 2
