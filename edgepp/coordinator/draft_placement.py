@@ -10,9 +10,9 @@ import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.load_orders import Order
 from edgepp.coordinator.load_tracker import STALLED_S, LoadTracker, host_id
 from edgepp.coordinator.pipeline_order import endpoint_of
 from edgepp.engine.stage_handshake import Endpoint
@@ -21,9 +21,6 @@ from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Unload
 
 SLOT = 0
 """The stage slot that drafts."""
-
-Order: TypeAlias = "tuple[str, Load | Unload]"
-"""A node id, and the message to send to that node."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.stage_process.bulk_link import BulkAttempt, BulkConnected
 from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
-from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.link_rate import MAX_ECHO_FRAME_BYTES, PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Refused
@@ -32,8 +32,6 @@ log = logging.getLogger("edgepp.stage")
 MAX_CONNECT_ATTEMPTS = 8
 """Links that are made at the same time."""
 _ECHO_WAIT_S = 3.0
-_MAX_ECHO_FRAME_BYTES = 1 << 20
-"""Longest frame from a next stage, which sends nothing but echoes."""
 
 Reply = tuple[bytes, Message]
 """(route, message) for the control thread to send."""
@@ -158,7 +156,7 @@ class NextStageConnector:
         probe, keys = Echo(0, reply=False), pinned(self._keys, key)
         ordered = fastest_first(self._context, parsed, keys, (self._row_bytes, self._probe_bytes), given_up)
         return connect_first(
-            self._context, ordered, probe, _ECHO_WAIT_S, _MAX_ECHO_FRAME_BYTES, keys, given_up=given_up
+            self._context, ordered, probe, _ECHO_WAIT_S, MAX_ECHO_FRAME_BYTES, keys, given_up=given_up
         )[0]
 
     def _connect(self, attempt: ConnectAttempt) -> NextStageLink:

@@ -11,6 +11,8 @@ from edgepp.wire.transport import Link
 
 PROBE_BYTES = 1 << 18
 """Size of the long echo that measures a rate; longer ones are not returned."""
+MAX_ECHO_FRAME_BYTES = 1 << 20
+"""Longest frame of a listener that sends nothing but echoes."""
 _POLL_S = 0.1
 
 

@@ -63,6 +63,11 @@ def usable_addresses() -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.address for one in interfaces()))
 
 
+def shared_interface(mine: Iterable[Interface], ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Interface | None:
+    """The first of ``mine``, virtual ones aside, that is on the network of ``ip``; None where no network is shared."""
+    return next((one for one in mine if not one.virtual and ip in one.network), None)
+
+
 def by_nearness(addresses: Iterable[str]) -> tuple[str, ...]:
     """Sort another machine's ``addresses``: those on a network of this machine come first.
 
@@ -73,7 +78,7 @@ def by_nearness(addresses: Iterable[str]) -> tuple[str, ...]:
 
     def rank(address: str) -> tuple[bool, bool, int]:
         bare = address.partition("%")[0]
-        near = any(ipaddress.ip_address(bare) in one.network for one in mine if not one.virtual)
+        near = shared_interface(mine, ipaddress.ip_address(bare)) is not None
         return bare in own, not near, address_rank(address)
 
     return tuple(sorted(dict.fromkeys(addresses), key=rank))

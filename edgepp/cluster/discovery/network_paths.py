@@ -10,10 +10,10 @@ from contextlib import closing
 
 import zmq
 
-from edgepp.cluster.discovery.network_interfaces import interfaces
+from edgepp.cluster.discovery.network_interfaces import interfaces, shared_interface
 from edgepp.errors import EdgeppError
 from edgepp.wire.address import Address
-from edgepp.wire.link_rate import measure_echo
+from edgepp.wire.link_rate import MAX_ECHO_FRAME_BYTES, measure_echo
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Link
 
@@ -21,7 +21,6 @@ log = logging.getLogger("edgepp.wire")
 
 PATH_WAIT_S = 1.0
 """How long an echo over one path may take; a path that takes longer is not used unless it is the only one."""
-_MAX_ECHO_FRAME_BYTES = 1 << 20
 
 
 def paths(addresses: Sequence[Address]) -> list[Address]:
@@ -38,10 +37,9 @@ def paths(addresses: Sequence[Address]) -> list[Address]:
             ip = ipaddress.ip_address(address.host)
         except ValueError:  # a name, or an address with the scope of one interface
             continue
-        for one in mine:
-            if not one.virtual and ip in one.network and str(ip) not in own:
-                found.setdefault(one.name, address)
-                break
+        shared = shared_interface(mine, ip)
+        if shared is not None and str(ip) not in own:
+            found.setdefault(shared.name, address)
     return list(found.values())
 
 
@@ -76,7 +74,7 @@ def _round_trips(
     """Seconds for an echo of each of ``sizes`` bytes to ``address``; infinite where it does not answer."""
     total_s = 0.0
     try:
-        with closing(Link(context, address, _MAX_ECHO_FRAME_BYTES, pinned=pinned)) as link:
+        with closing(Link(context, address, MAX_ECHO_FRAME_BYTES, pinned=pinned)) as link:
             for size in sizes:
                 echo_s = measure_echo(link, size, PATH_WAIT_S, rounds=2, given_up=given_up)
                 if echo_s is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.draft_placement import DraftPlacement, Order
+from edgepp.coordinator.draft_placement import DraftPlacement
 from edgepp.coordinator.failure_backoff import MAX_FAILURES
+from edgepp.coordinator.load_orders import Order
 from edgepp.coordinator.load_tracker import REORDER_S, STALLED_S
 from edgepp.coordinator.stage_hosts import StageHosts
 from edgepp.placement.types import ModelSize, PlacementRequest
