@@ -118,7 +118,7 @@ def open_webui(url: str) -> OpenWebUi:
             **body,
             "messages": _user("### Task:\nGenerate a concise title.\n### Output:\nJSON format: { \"title\": \"…\" }"),
             "stream": False,
-            "options": {"num_predict": 1000, "temperature": 0.0, "repeat_penalty": 0},
+            "options": {"num_predict": 100, "temperature": 0.0, "repeat_penalty": 0},
             "metadata": {"task": "title_generation", "chat_id": None},
         }  # fmt: skip
         title = client.post("/api/chat", content=json.dumps(task)).raise_for_status().json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,20 @@ class Alone:
         return True
 
 
+def alike_prompts(seed: int) -> list[list[int]]:
+    """Twelve prompts with three beginnings among them."""
+    random = np.random.default_rng(seed)
+    stems = [prompt(random, int(tokens)) for tokens in random.integers(20, 50, 3)]
+    return [stems[n % 3] + prompt(random, int(tokens)) for n, tokens in enumerate(random.integers(1, 40, 12))]
+
+
+@functools.cache
+def each_alone(path: Path, stages: int, backend: str) -> list[Alone]:
+    """What each of these prompts gets from an engine that has nothing else to do."""
+    with local_engine(path, SPLITS[stages], [backend]) as engine:
+        return [Alone.of(engine, one, 40) for one in alike_prompts(stages)]
+
+
 WAYS = [(backend, guessing, False) for backend in ("mlx", "onnx") for guessing in ("plain", "together", "behind")]
 WAYS += [("onnx", "plain", True), ("onnx", "behind", True)]
 GROUPS = [(1, "onnx", "together", False, (1, 1)), (2, "onnx", "behind", False, (1, 1))]
@@ -108,13 +123,11 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
     monkeypatch.setattr(SpeculationControl, "plan", always)  # else guessing that goes wrong is soon given up
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(stages)
-    stems = [prompt(random, int(tokens)) for tokens in random.integers(20, 50, 3)]
-    prompts = [stems[n % 3] + prompt(random, int(tokens)) for n, tokens in enumerate(random.integers(1, 40, 12))]
+    prompts = alike_prompts(stages)
     draft = Restless if guessing != "plain" else None
     ring = LateRing if guessing == "behind" or beside else LocalRing
     rounds = 6 if backend == "onnx" and len(ranks) == 1 else 3
-    with local_engine(tiny, SPLITS[stages], [backend]) as engine:
-        alone = [Alone.of(engine, one, 40) for one in prompts]
+    alone = each_alone(tiny, stages, backend)
     with local_engine(
         tiny,
         SPLITS[stages],

@@ -145,7 +145,7 @@ def test_what_is_not_http_gets_one_sentence_and_the_end(data: bytes) -> None:
         assert found == b"" or found.split()[1] in (b"400", b"501"), found
         await still_serves(server)
 
-    run(act, SHORT)
+    run(act, replace(SHORT, idle_s=1))
 
 
 def test_a_broken_chunk_ends_the_connection_and_nothing_else() -> None:

@@ -25,7 +25,11 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installe
 
 FORBIDDEN = "script, img, iframe, style, form, input, animate, [style], [id], [onclick]"
 RICH = "### Head\n\nA [link](https://a.example/), `code`.\n\n- [x] done\n\n```sh\nls\n```\n\n| a |\n|---|\n| 1 |\n"
-REFUSED = ("Applying inline style violates", "Executing inline event handler violates")
+REFUSED = (
+    "Applying inline style violates",
+    "Executing inline event handler violates",
+    "requires 'TrustedScript' assignment",  # of a script that has no end yet
+)
 """What the content policy reports of the sanitiser's own document, which is parsed and never shown."""
 FOCUS = """(() => {
   const element = document.activeElement, isSeen = getComputedStyle(element).outlineStyle !== "none";
@@ -278,6 +282,26 @@ def test_hostile_markdown_runs_nothing_and_loads_nothing(page: Page, server: Pag
     asked = [event["request"]["url"] for event in page.told("Network.requestWillBeSent")]
     assert asked
     assert not [url for url in asked if not url.startswith(server.url)]
+    assert [one for one in page.complaints() if not any(words in one for words in REFUSED)] == []
+    page.forget()
+
+
+def test_every_beginning_of_hostile_markdown_is_harmless(page: Page, server: PageServer) -> None:
+    """An answer is drawn as far as it has come: also with a tag or a script that is not closed yet."""
+    page.js("import('/web/js/chat/sanitize.js').then(found => { window.tried = found; return true; })")
+    page.until("window.tried !== undefined")
+    text = json.dumps(HOSTILE.replace("URL", server.url))
+    harmful = page.js(f"""[...{text}].flatMap((_, length) => {{
+      const drawn = document.createElement("div");
+      drawn.append(window.tried.elementsOf(window.tried.blocksOf({text}.slice(0, length + 1))));
+      document.body.append(drawn);
+      const isArmed = element => [...element.attributes].some(one => /^on|^style$|^src/.test(one.name));
+      const found = [...drawn.querySelectorAll("*")].some(one => one.matches("{FORBIDDEN}") || isArmed(one));
+      drawn.remove();
+      return found ? [length + 1] : [];
+    }})""")
+    assert harmful == []
+    assert page.js("window.hacked ?? null") is None
     assert [one for one in page.complaints() if not any(words in one for words in REFUSED)] == []
     page.forget()
 
