@@ -32,6 +32,7 @@ from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.safetensors_header import parse_header
 from tests.builders.checkpoints import Checkpoints
+from tests.builders.properties import examples
 
 INDEX = "model.safetensors.index.json"
 MOST_BYTES = 512 << 20
@@ -390,7 +391,7 @@ def test_a_set_without_its_head_is_not_mistaken_for_a_tied_model(tmp_path: Path)
 
 
 @given(change=st.dictionaries(st.sampled_from(CONFIG), PLAIN_JSON, max_size=2))
-@SHARED
+@settings(SHARED, max_examples=examples(40))  # each starts a process
 def test_a_tokenizer_with_any_configuration_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, single: Path, change: dict[str, Any]
 ) -> None:
