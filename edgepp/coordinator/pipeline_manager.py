@@ -72,8 +72,8 @@ class PipelineManager:
         return self._reopening.num_failures
 
     @property
-    def unreachable(self) -> Endpoint | None:
-        """The endpoint of the wanted pipeline at which no stage answers, try after try; else None."""
+    def unreachable(self) -> StageUnreached | None:
+        """Which stage of the wanted pipeline is not reached, try after try, and from where; else None."""
         return self._reopening.unreachable
 
     @property
@@ -268,7 +268,7 @@ class PipelineManager:
                 log.exception("plan %d cannot be opened", wanted.plan_version)
             if wanted == self._wanted:
                 reason = str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}"
-                self._note_failure(reason, error.endpoint if isinstance(error, StageUnreached) else None)
+                self._note_failure(reason, error if isinstance(error, StageUnreached) else None)
                 if self._reopening.num_failures == 1:
                     self._on_event(PipelineNotOpened(wanted.plan_version, self.reason))
             return
@@ -295,6 +295,6 @@ class PipelineManager:
         else:  # another plan came meanwhile
             ring.close()
 
-    def _note_failure(self, reason: str, unreached: Endpoint | None = None) -> None:
+    def _note_failure(self, reason: str, unreached: StageUnreached | None = None) -> None:
         self._reason = reason
         self._reopening.failed(unreached)
