@@ -141,9 +141,15 @@ class PipelineManager:
         if self._pipeline is not None:
             self._pipeline.suspend(error, lost=True)
 
-    def explain(self, reason: str) -> None:
-        """Let waiting questions show another ``reason``, while no pipeline is open."""
+    def explain(self, reason: str, error: EdgeppError | None = None) -> None:
+        """Let waiting questions show another ``reason``, while no pipeline is open; pausing answers end with ``error``.
+
+        Without ``error`` these end with the loss that made them pause, if no pipeline is open in time.
+        """
         self._reason = reason
+        pipeline = None if self._busy else self._pipeline  # one that is being moved may go on at any moment
+        if error is not None and pipeline is not None and pipeline.suspended not in (None, error):
+            pipeline.suspend(error, lost=True)
 
     def report_loss(self) -> None:
         """Make an event of the loss of a stage, once per loss. Call this before ``ensure_open``."""

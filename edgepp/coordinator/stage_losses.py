@@ -95,7 +95,7 @@ class StageLosses:
         if sender is None:
             return None
         reason = str(unreachable)
-        self._pipeline_manager.explain(f"{reason}; {unreachable.hint}")
+        self._pipeline_manager.explain(f"{reason}; {unreachable.hint}", unreachable)
         link = sender.member.node, receiver.member.node
         if link in self._planner.link_bans.banned(now_s):
             return None

@@ -19,14 +19,14 @@ import zmq
 from edgepp.engine import network_ring, outstanding_steps
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, ResultKind, Returned, RingEvent, Send, SendBatch
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint, Expectation, StageUnreached
 from edgepp.errors import StageLost
 from edgepp.wire import codec
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Welcome
+from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Unreached, Welcome
 from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden
 from edgepp.wire.transport import Listener
 from tests.waiting import PATIENCE_S, eventually
@@ -118,6 +118,32 @@ def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkey
         assert "wedged" in str(failed.error)
     finally:
         ring.close()
+
+
+class CutOffStage(WedgedStage):
+    """A first stage whose machine cannot reach the next stage, as the coordinator can."""
+
+    def _answer(self, message: Message) -> Message | None:
+        if isinstance(message, Attach):
+            return Unreached(message.epoch, "no edgepp node answers there")
+        return super()._answer(message)
+
+
+def test_a_link_that_a_stage_cannot_make_is_named_with_both_ends_and_its_port() -> None:
+    first, last = CutOffStage(node="one", stop=2), WedgedStage(node="two", start=2)
+    endpoints = [Endpoint((stage.control.address,)) for stage in (first, last)]
+    for stage in (first, last):
+        stage.start()
+    try:
+        with pytest.raises(StageUnreached, match=r"layers 0-1 on node one .* cannot reach port") as raised:
+            NetworkRing(endpoints, EXPECTED, "test")
+    finally:
+        for stage in (first, last):
+            stage.stop()
+    port = last._welcome.data_port
+    assert raised.value.link == tuple(endpoints)
+    assert f"port {port} of the stage with layers 2-3 on node two" in str(raised.value)
+    assert raised.value.hint == f"allow edgepp in the firewall of two: its port {port} has to be open for one"
 
 
 class LyingStage(WedgedStage):
