@@ -191,6 +191,15 @@ def test_an_answer_of_the_right_rows_is_taken() -> None:
     assert (one.sequences, two.sequences) == ((1,), (1, 2))
 
 
+@pytest.mark.parametrize("stated_us", [1, 1 << 62])
+def test_a_stage_cannot_have_computed_for_longer_than_its_step_was_away(stated_us: int) -> None:
+    """What stages state counts in metrics and in the choice of chunks, where one lie would be there for ever."""
+    began_s = time.perf_counter()
+    (event,) = events_of(STEP, lambda answer: answer._replace(compute_us=(stated_us,)))
+    assert isinstance(event, Returned)
+    assert 0 < event.compute_s[0] <= (1e-6 if stated_us == 1 else time.perf_counter() - began_s)
+
+
 def test_an_engine_that_waits_awake_takes_results_orders_and_what_stages_say(
     wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
