@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
+TYPE_CHECKING = False  # as in `typing`, without the time to import it
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, names: Mapping[str, tuple[str, ...]]) -> Callable[[str], object]:
@@ -11,6 +12,8 @@ def lazy_names(package: str, names: Mapping[str, tuple[str, ...]]) -> Callable[[
     modules = {name: module for module, provided in names.items() for name in provided}
 
     def get(name: str) -> object:
+        from importlib import import_module
+
         module = modules.get(name)
         if module is None:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")

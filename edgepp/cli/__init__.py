@@ -1,6 +1,7 @@
 """Entry point of the ``edgepp`` command, also for ``bench``: streams, signals, errors and exit status.
 
-Further modules are imported after streams and signals are set up, so Ctrl-C during imports ends the command in a line.
+Further modules are imported after streams and signals are set up, so Ctrl-C during imports ends the command at once;
+``__main__`` has seen to that before.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepp.errors import UsageError
 from edgepp.tracing.request_trace import RequestTrace, TraceLog
-from edgepp.tracing.trace_view import PAGE, view
+from edgepp.tracing.trace_view import records_per_page, view
 from edgepp.tracing.view_json import encode_view
 
 NEWEST = "last"
@@ -16,7 +16,7 @@ NEWEST = "last"
 
 
 def told_trace(traces: TraceLog, owner: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply to a call: ``PAGE`` records of the trace of ``request`` from ``first`` on, or a list of all traces.
+    """The reply to a call: some records of the trace of ``request`` from number ``first`` on, or a list of all traces.
 
     An ``owner`` is told of its own requests alone; an empty one, the coordinator's own machine, of all.
 
@@ -41,7 +41,7 @@ def told_trace(traces: TraceLog, owner: str, arguments: Mapping[str, Any]) -> di
             f"there is no trace of a request '{request:.80}': those of the newest {traces.kept} are kept",
             "`edgepp trace` lists them",
         )
-    return encode_view(view(trace, first, PAGE))
+    return encode_view(view(trace, first, records_per_page(trace)))
 
 
 def _listed(trace: RequestTrace) -> dict[str, Any]:

@@ -75,7 +75,10 @@ class MembershipService:
             if self._log_sampler.should_log(sender.host, "double"):
                 self._on_event(NodeRefused(facts.name, sender.host, reason))
             raise UsageError(reason)
-        self._planner.loads.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
+        restarted = old is not None and old.facts.incarnation != facts.incarnation
+        self._planner.loads.remind(node, restarted=restarted)
+        if restarted:
+            self._planner.link_bans.forget(node)
         self._send(sender.route, [encode(Enrolled(self._trust_store.cluster.id, self._identity.name))])
         self._published = None
         if new:

@@ -72,8 +72,8 @@ class PipelineManager:
         return self._reopening.num_failures
 
     @property
-    def unreachable(self) -> Endpoint | None:
-        """The endpoint of the wanted pipeline at which no stage answers, try after try; else None."""
+    def unreachable(self) -> StageUnreached | None:
+        """Which stage of the wanted pipeline is not reached, try after try, and from where; else None."""
         return self._reopening.unreachable
 
     @property
@@ -141,9 +141,15 @@ class PipelineManager:
         if self._pipeline is not None:
             self._pipeline.suspend(error, lost=True)
 
-    def explain(self, reason: str) -> None:
-        """Let waiting questions show another ``reason``, while no pipeline is open."""
+    def explain(self, reason: str, error: EdgeppError | None = None) -> None:
+        """Let waiting questions show another ``reason``, while no pipeline is open; pausing answers end with ``error``.
+
+        Without ``error`` these end with the loss that made them pause, if no pipeline is open in time.
+        """
         self._reason = reason
+        pipeline = None if self._busy else self._pipeline  # one that is being moved may go on at any moment
+        if error is not None and pipeline is not None and pipeline.suspended not in (None, error):
+            pipeline.suspend(error, lost=True)
 
     def report_loss(self) -> None:
         """Make an event of the loss of a stage, once per loss. Call this before ``ensure_open``."""
@@ -268,7 +274,7 @@ class PipelineManager:
                 log.exception("plan %d cannot be opened", wanted.plan_version)
             if wanted == self._wanted:
                 reason = str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}"
-                self._note_failure(reason, error.endpoint if isinstance(error, StageUnreached) else None)
+                self._note_failure(reason, error if isinstance(error, StageUnreached) else None)
                 if self._reopening.num_failures == 1:
                     self._on_event(PipelineNotOpened(wanted.plan_version, self.reason))
             return
@@ -295,6 +301,6 @@ class PipelineManager:
         else:  # another plan came meanwhile
             ring.close()
 
-    def _note_failure(self, reason: str, unreached: Endpoint | None = None) -> None:
+    def _note_failure(self, reason: str, unreached: StageUnreached | None = None) -> None:
         self._reason = reason
         self._reopening.failed(unreached)

@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgepp.cluster.membership import Member, Membership
+from edgepp.coordinator.link_bans import LinkBans, NodeLink
 from edgepp.coordinator.load_orders import LoadOrders, Order, unload_orders
 from edgepp.coordinator.load_tracker import STALLED_S, LoadTracker, host_id, split_host_id
 from edgepp.coordinator.places import Place, are_complete, missing, places_of, stages_of
+from edgepp.coordinator.plan_search import PlanSearch
 from edgepp.coordinator.plan_timing import PlanTiming
 from edgepp.coordinator.rank_loads import part_ids
 from edgepp.coordinator.stage_hosts import StageHosts
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
-from edgepp.placement.group_search import with_groups
 from edgepp.placement.groups import parts_of
-from edgepp.placement.place import place, replace
+from edgepp.placement.place import place
 from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
 
@@ -56,11 +57,14 @@ class Planner:
     measuring: bool = False
     """Whether costs of sums are being measured, for which a plan that is not urgent waits."""
     loads: LoadTracker = field(default_factory=LoadTracker)
+    link_bans: LinkBans = field(default_factory=LinkBans)
     drafting: str = ""
     """Host id of the slot that drafts, which no plan unloads; empty for none."""
     _timing: PlanTiming = field(default_factory=PlanTiming)
     _banned: tuple[str, ...] = ()
     """Hosts that are avoided for now because their loads failed."""
+    _banned_links: tuple[NodeLink, ...] = ()
+    """Links that are avoided for now because stages could not open them."""
     _failure: PlanError | None = None
     """What ``certain_shortage`` says of a host that fails again and again; None where no such host is needed."""
     _stage_hosts: StageHosts = field(init=False)
@@ -76,7 +80,7 @@ class Planner:
     @property
     def reason(self) -> str:
         """Why there is no plan, or no better one; empty where nothing is wrong."""
-        refused = "; ".join(self._stage_hosts.refused.values())
+        refused = "; ".join([*self._stage_hosts.refused.values(), *map(self.link_bans.reason, self._banned_links)])
         if self.shortage is None:
             return refused or ("" if self.plan is not None else "no node has joined yet")
         text = f"{self.shortage}; {self.shortage.hint}" if self.shortage.hint else str(self.shortage)
@@ -134,7 +138,9 @@ class Planner:
         if refusal := self._stage_hosts.refused.get(node):
             return refusal
         reasons = [self.loads.backoff.reason(host) for host in self._banned if split_host_id(host)[0] == node]
-        return f"it failed to run its layers: {reasons[-1]}" if reasons else ""
+        if reasons:
+            return f"it failed to run its layers: {reasons[-1]}"
+        return next((self.link_bans.reason(link) for link in self._banned_links if node in link), "")
 
     def decide(self, members: Membership, now_s: float, *, idle: bool) -> list[Order]:
         """Make a new plan if it is time to; returns the orders that are due. ``idle``: no answer is under way."""
@@ -142,10 +148,12 @@ class Planner:
         hosts = self._stage_hosts.hosts(members.present)
         present = [part for host in hosts for part in part_ids(host.id)]
         self._banned = banned = tuple(part for part in present if self.loads.backoff.is_banned(part, now_s))
-        self._timing.note((*hosts, *banned, *self._stage_hosts.unfit, *sorted(self.sums.items())), now_s)
+        self._banned_links = self.link_bans.banned(now_s)
+        seen = (*hosts, *banned, *self._banned_links, *self._stage_hosts.unfit, *sorted(self.sums.items()))
+        self._timing.note(seen, now_s)
         planned = self._used
         broken = not planned <= set(present)
-        urgent = broken or not planned.isdisjoint(banned)
+        urgent = broken or not planned.isdisjoint(banned) or self._search.crosses_banned(self.plan)
         if broken or (not self.settled and (urgent or self._is_time(members, now_s, idle=idle))):
             self._timing.planned()
             if self._replan(hosts, banned, broken=broken):
@@ -163,9 +171,11 @@ class Planner:
         return load.under_way or (is_loaded and not isinstance(report, Loading))
 
     def answer_finished(self) -> None:
-        """Forgive all failures of the plan's stages: an answer was finished, so they all work."""
+        """Forgive all failures of the plan's stages and links: an answer was finished, so they all work."""
         for host in self._used:
             self.loads.backoff.clear(host)
+        if self.plan is not None:
+            self.link_bans.works(self.plan)
 
     def places(self, members: Membership) -> list[Place]:
         """Where each process of each stage of the plan runs, by stage and rank."""
@@ -217,7 +227,7 @@ class Planner:
         self._stage_hosts.take_back()
         allowed = [host for host in hosts if not set(part_ids(host.id)) & set(banned)]
         try:
-            plan = self._place(allowed)
+            plan = self._search.best(allowed)
         except PlanError as error:
             plan, self.shortage = None, error
         if plan is None and len(allowed) < len(hosts):  # a host that failed is better than no plan
@@ -228,7 +238,7 @@ class Planner:
                 if part in banned
             )
             try:
-                plan = self._place(hosts)
+                plan = self._search.best(hosts)
             except PlanError as error:
                 self.shortage, self.excluded = error, ""
         if plan is None and self.plan is not None and not broken:
@@ -238,28 +248,12 @@ class Planner:
         self.plan_version += changed
         return changed
 
-    def _place(self, hosts: Sequence[StageHost]) -> Plan:
-        """A plan with as many of the pinned nodes as possible.
-
-        Raises:
-            PlanError: the hosts cannot hold the model.
-        """
-        try:
-            return self._place_all(hosts)
-        except PlanError as error:
-            possible = self._stage_hosts.possible(hosts, error)
-            if possible is None:
-                raise
-            return self._place_all(possible)
-
-    def _place_all(self, hosts: Sequence[StageHost]) -> Plan:
-        ids = {host.id for host in hosts}
-        groups = [frozenset(part_ids(host)) for host, _ in self.plan.stages] if self.plan else []
-        current = frozenset(group for group in groups if len(group) > 1 and group <= ids)
-        hosts = with_groups(self.request, hosts, self.links, self.sums, self.coordinator, current)
-        if self.plan is None:
-            return place(self.request, hosts, self.links, self.coordinator)
-        return replace(self.request, hosts, self.links, self.coordinator, self.plan)
+    @property
+    def _search(self) -> PlanSearch:
+        """The search for the next plan."""
+        return PlanSearch(
+            self.request, self.links, self.sums, self.coordinator, self._stage_hosts, self.plan, self._banned_links
+        )
 
     def _all_orders(self, members: Membership, now_s: float) -> list[Order]:
         """What a new plan orders: unload the slots that the plan does not use, load the others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from edgepp.coordinator.failure_backoff import MAX_FAILURES, doubled_s
-from edgepp.engine.stage_handshake import Endpoint
+from edgepp.engine.stage_handshake import StageUnreached
 
 FIRST_REOPEN_S = 0.5
 """The wait before a retry after the first failure to open a pipeline; each further failure doubles it."""
@@ -18,8 +18,8 @@ class Reopening:
     def __init__(self) -> None:
         self.num_failures = 0
         self._failed_s = 0.0
-        self._unreached: Endpoint | None = None
-        """Where no stage answered the last time."""
+        self._unreached: StageUnreached | None = None
+        """Which stage was not reached the last time."""
         self._num_unreached = 0
 
     @property
@@ -29,14 +29,15 @@ class Reopening:
         return self.num_failures > 0 and time.monotonic() - self._failed_s < wait_s
 
     @property
-    def unreachable(self) -> Endpoint | None:
-        """Where no stage has answered ``MAX_FAILURES`` times in a row; None where one has, or for another failure."""
+    def unreachable(self) -> StageUnreached | None:
+        """What was not reached ``MAX_FAILURES`` times in a row; None where it was, or for another failure."""
         return self._unreached if self._num_unreached >= MAX_FAILURES else None
 
-    def failed(self, unreached: Endpoint | None = None) -> None:
-        """Note one more failure; ``unreached`` is where no stage answered."""
+    def failed(self, unreached: StageUnreached | None = None) -> None:
+        """Note one more failure; ``unreached`` says which stage was not reached."""
         self.num_failures += 1
-        again = unreached is not None and unreached == self._unreached
+        before = self._unreached
+        again = unreached is not None and before is not None and unreached.link == before.link
         self._num_unreached = self._num_unreached + 1 if again else int(unreached is not None)
         self._unreached = unreached
         self._failed_s = time.monotonic()

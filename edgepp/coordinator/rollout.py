@@ -29,7 +29,6 @@ from edgepp.wire.messages.rank_meetings import RankListens, SumMeasured
 
 log = logging.getLogger("edgepp.coordinator")
 
-_OPEN_PORTS = "allow edgepp in that machine's firewall, or give its stage a port with `edgepp join --listen`"
 _MAX_NAMES = 4
 """How many names of absent machines a message shows."""
 
@@ -93,8 +92,7 @@ class Rollout:
         idle = not len(self._answers)
         measures = self.sums.step(now_s, idle=idle and not planner.is_loading(self._members))
         if (unreachable := self._losses.avoid_unreachable(now_s)) is not None:
-            member, reason = unreachable
-            self._on_event(LayersNotLoaded(member.facts.name, reason, _OPEN_PORTS, restarting=False))
+            self._on_event(unreachable)
         planned = planner.decide(self._members, now_s, idle=idle)
         if planner.plan_id != number:
             self.progress.clear()

@@ -9,9 +9,13 @@ from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.pipeline_order import endpoint_of
 from edgepp.coordinator.places import Place
 from edgepp.coordinator.planner import Planner
+from edgepp.engine.stage_handshake import Endpoint, StageUnreached
 from edgepp.errors import EdgeppError, NotReady, StageLost
+from edgepp.events import LayersNotLoaded
 from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import NotLoaded, Restart
+
+_OPEN_PORTS = "allow edgepp in that machine's firewall, or give its stage a port with `edgepp join --listen`"
 
 
 class StageLosses:
@@ -64,22 +68,45 @@ class StageLosses:
             return ""
         return stages[loss.gone][0].node
 
-    def avoid_unreachable(self, now_s: float) -> tuple[Member, str] | None:
-        """Let other hosts take the layers of a stage that its node has loaded, and that the pipeline cannot reach.
+    def avoid_unreachable(self, now_s: float) -> LayersNotLoaded | None:
+        """Let the cluster do without a stage that its node has loaded, and that cannot be reached, or without a link.
 
-        Returns the member and what is wrong, once each time that its host is banned; None else.
+        Returns what is wrong, once each time that a host or link is banned; None else.
         """
-        endpoint, backoff = self._pipeline_manager.unreachable, self._planner.loads.backoff
-        if endpoint is None or not self._is_ordered:
+        unreachable = self._pipeline_manager.unreachable
+        if unreachable is None or not self._is_ordered:
             return None
+        place = self._place_at(unreachable.endpoint)
+        if place is None:
+            return None
+        if unreachable.sender is not None:
+            return self._avoid_link(unreachable, self._place_at(unreachable.sender), place, now_s)
+        reason = f"{self._name(place)} does not answer, although the node itself does"
+        self._pipeline_manager.explain(reason)
+        backoff = self._planner.loads.backoff
+        if backoff.is_banned(place.host, now_s):
+            return None
+        backoff.unreachable(place.host, reason, now_s)
+        return LayersNotLoaded(place.member.facts.name, reason, _OPEN_PORTS)
+
+    def _avoid_link(
+        self, unreachable: StageUnreached, sender: Place | None, receiver: Place, now_s: float
+    ) -> LayersNotLoaded | None:
+        if sender is None:
+            return None
+        reason = str(unreachable)
+        self._pipeline_manager.explain(f"{reason}; {unreachable.hint}", unreachable)
+        link = sender.member.node, receiver.member.node
+        if link in self._planner.link_bans.banned(now_s):
+            return None
+        self._planner.link_bans.failed(link, reason, now_s)
+        return LayersNotLoaded(receiver.member.facts.name, reason, unreachable.hint)
+
+    def _place_at(self, endpoint: Endpoint) -> Place | None:
+        """The place of the plan whose process is at ``endpoint``."""
         for place in self._planner.places(self._members):
-            if place.loaded is None or endpoint_of(place.member, place.loaded.port) != endpoint:
-                continue
-            reason = f"{self._name(place)} does not answer, although the node itself does"
-            self._pipeline_manager.explain(reason)
-            if not backoff.is_banned(place.host, now_s):
-                backoff.unreachable(place.host, reason, now_s)
-                return place.member, reason
+            if place.loaded is not None and endpoint_of(place.member, place.loaded.port) == endpoint:
+                return place
         return None
 
     def leave(self, places: Sequence[Place]) -> None:

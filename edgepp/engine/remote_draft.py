@@ -47,6 +47,8 @@ class RemoteDraft:
         """The message that changed the text last: guesses of an earlier one are void."""
         self._connection = 0
         """The connection over which the text was told."""
+        self._owed = 0
+        """Calls of ``propose`` that have to pass until the whole text may be told again."""
         self._hungry = False
         """Whether the last call got fewer guesses than it asked for."""
         self._unsent: list[Read] = []
@@ -67,8 +69,13 @@ class RemoteDraft:
             self.follows = False
             return ()
         with self._lock:
+            self._owed = max(0, self._owed - 1)
             if connection != self._connection:
-                self._connection, self._told, self.follows = connection, -1, False
+                self.follows = False
+                if self._owed:
+                    return ()
+                self._owed = len(ids) // TOKENS_PER_READ
+                self._connection, self._told = connection, -1
                 self._line.clear()
                 self._unsent.clear()
             keep = common_length(self._line, ids)
@@ -98,7 +105,11 @@ class RemoteDraft:
             return unsent
 
     def lose(self) -> None:
-        """Send the whole text again at the next call of ``propose``, since a message was lost."""
+        """Send the whole text again, since a message was lost, or a process says so.
+
+        A call of ``propose`` sends it that has come after as many calls as the text had messages the last time, so that
+        a process which always asks again costs one message per call.
+        """
         with self._lock:
             self._connection = 0
             self._unsent.clear()
@@ -107,7 +118,7 @@ class RemoteDraft:
         """Take in guesses, of ids below ``vocabulary``; whether the engine waits for some, and there are new ones."""
         with self._lock:
             known = len(self._line) - message.position
-            if message.number < self._changed or not self._connection or known < 0:
+            if message.number < self._changed or not self._connection or not 0 <= known <= len(message.tokens):
                 return False
             tokens = list(itertools.takewhile(lambda token: token < vocabulary, message.tokens))
             if self._line[message.position :] != tokens[:known]:

@@ -28,7 +28,7 @@ from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.messages import max_data_frame_bytes, max_result_frame_bytes
-from edgepp.wire.messages.control import Attach, Attached, Refused
+from edgepp.wire.messages.control import Attach, Attached, Refused, Unreached
 from edgepp.wire.messages.recovery import Held
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Link
@@ -174,6 +174,15 @@ class RingLinks:
             answer = receive_answer(peer.control, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
             return answer
+        if isinstance(answer, Unreached) and index + 1 < len(self._peers):
+            following = self._peers[index + 1]
+            port, where = following.welcome.data_port, following.welcome.node
+            raise StageUnreached(
+                following.endpoint,
+                f"{peer} cannot reach port {port} of {following}: {answer.reason}",
+                f"allow edgepp in the firewall of {where}: its port {port} has to be open for {peer.welcome.node}",
+                sender=peer.endpoint,
+            )
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
         raise StageLost(f"{peer} cannot join: {reason}", "check that address, and the firewall between the two")
 

@@ -39,11 +39,19 @@ class Endpoint:
 
 
 class StageUnreached(StageLost):
-    """Nothing answers where a stage is to listen; ``endpoint`` says where."""
+    """Nothing answers where a stage is to listen."""
 
-    def __init__(self, endpoint: Endpoint, message: str, hint: str) -> None:
+    def __init__(self, endpoint: Endpoint, message: str, hint: str, sender: Endpoint | None = None) -> None:
         super().__init__(message, hint)
         self.endpoint = endpoint
+        """Where nothing answers."""
+        self.sender = sender
+        """The stage that cannot reach ``endpoint``, as the coordinator can; None where the coordinator cannot."""
+
+    @property
+    def link(self) -> tuple[Endpoint | None, Endpoint]:
+        """Both ends of the link that cannot be made, the sending one first."""
+        return self.sender, self.endpoint
 
 
 @dataclass(frozen=True)

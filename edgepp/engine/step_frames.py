@@ -70,8 +70,13 @@ def returned_rows(
 
 
 def returned(answer: Hidden | Batch, rows: Array, step: Send | SendBatch, ring_s: float, received_s: float) -> Returned:
-    """The event for a stage's ``answer`` to ``step``, which came at ``received_s`` and is decoded now."""
-    compute_s = tuple(us / 1e6 for us in answer.compute_us)
+    """The event for a stage's ``answer`` to ``step``, which came at ``received_s`` and is decoded now.
+
+    The stages say how long they computed: together at most the ``ring_s`` seconds for which the step was away.
+    """
+    stated_s = sum(answer.compute_us) / 1e6
+    scale = 1e-6 if stated_s <= ring_s else 1e-6 * ring_s / stated_s
+    compute_s = tuple(us * scale for us in answer.compute_us)
     sequences = answer.sequences if isinstance(answer, Batch) else (answer.sequence,)
     if step.trace is not None:
         step.trace.marks, step.trace.received_s, step.trace.back_s = answer.trace, received_s, time.perf_counter()

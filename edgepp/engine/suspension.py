@@ -116,7 +116,8 @@ class Suspension:
         pause = self._pause
         if pause is None or time.perf_counter() - pause.began_s <= RECOVERY_S:
             return None
-        return StageLost(f"{pause.reason}; no other pipeline was ready within {RECOVERY_S:.0f} s", "ask again later")
+        hint = pause.reason.hint or "ask again later"
+        return StageLost(f"{pause.reason}; no other pipeline was ready within {RECOVERY_S:.0f} s", hint)
 
     @property
     def sequences(self) -> list[SuspendedSequence]:

@@ -21,7 +21,7 @@ from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.link_rate import MAX_ECHO_FRAME_BYTES, PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import Attach, Refused
+from edgepp.wire.messages.control import Attach, Refused, Unreached
 from edgepp.wire.messages.data import Echo
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.text_fields import sentence
@@ -78,7 +78,8 @@ class NextStageConnector:
         """Prepare to make links.
 
         ``row_bytes`` is the size of one hidden state, ``frame_bytes`` the longest frame that a stage accepts.
-        ``on_connected`` gets each link, in any thread; ``outbox`` gets a ``Refused`` for each failed ``Attach``.
+        ``on_connected`` gets each link, in any thread; ``outbox`` gets an ``Unreached`` or ``Refused`` for each
+        ``Attach`` that fails.
         """
         self._context = context
         self._keys = keys
@@ -130,7 +131,7 @@ class NextStageConnector:
         try:
             self._on_connected(self._connect(attempt))
         except EdgeppError as error:
-            self._outbox.put((attempt.control, Refused(sentence(f"this stage cannot reach the next stage: {error}"))))
+            self._outbox.put((attempt.control, Unreached(attempt.message.epoch, sentence(error))))
         except Exception as error:  # such as no file descriptor left for a socket
             log.exception("the link to a next stage failed")
             self._outbox.put((attempt.control, Refused(sentence(f"this stage cannot reach the next stage: {error}"))))

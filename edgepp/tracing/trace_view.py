@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from edgepp.tracing.request_trace import RequestTrace, StepTrace, TracedStage
 from edgepp.wire.frame_marks import stage_marks
 
-PAGE = 2000
-"""Records of a trace that are told at a time."""
+_MAX_SPANS = 5000
+"""Spans of a trace that are told at a time: 300 kB, and some 50 ms of the coordinator's thread."""
 COORDINATOR = "coordinator"
 _TRACKS = {
     "tokenise": "text",
@@ -25,6 +25,8 @@ _TRACKS = {
     "draft": "draft",
 }
 """Tracks of spans of the coordinator; other spans are of the track ``request``."""
+_OWN_SPANS, _STAGE_SPANS = 4, 5
+"""Spans of a step by the coordinator, and by each stage."""
 TRIP_TRACKS = ("way", "queue", "request", "draft")
 """Tracks of what no thread does, so that spans of one track may overlap."""
 
@@ -83,6 +85,13 @@ class TraceView:
         """The largest error of any clock; -1 where one is unknown."""
         errors = [one.clock_error_us for one in self.processes]
         return -1 if -1 in errors else max(errors, default=0)
+
+
+def records_per_page(trace: RequestTrace) -> int:
+    """Records of a trace that are told at a time: the fewer, the more stages add their spans to each step."""
+    rings = {id(step.ring): step.ring for step in list(trace.steps) if step.ring is not None}
+    stages = max((len(ring.stages) for ring in rings.values()), default=0)
+    return _MAX_SPANS // (_OWN_SPANS + _STAGE_SPANS * stages)
 
 
 def view(trace: RequestTrace, first: int = 0, count: int | None = None) -> TraceView:

@@ -25,6 +25,7 @@ from edgepp.wire.messages.control import (
     Ping,
     Pong,
     Refused,
+    Unreached,
     Welcome,
 )
 from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden, Kept, KvPiece
@@ -92,6 +93,7 @@ SPEAKERS: Mapping[type, Permission] = {
     Welcome: _by("control", "stage"),
     Pong: _by("control", "stage"),
     Attached: _by("control", "stage"),
+    Unreached: _by("control", "stage"),
     Held: _by("control", "stage"),
     Rebuilt: _by("control", "stage"),
     Fault: _by("control", "stage"),

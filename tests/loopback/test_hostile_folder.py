@@ -412,6 +412,16 @@ def test_sizes_that_transformers_refuses_are_a_sentence(tmp_path: Path, single: 
         Tokenizer.load(folder)
 
 
+def test_a_token_of_a_million_characters_is_refused(tmp_path: Path, single: Path) -> None:
+    """An answer that repeats it would have gigabytes."""
+    folder = copied(single, tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] += [{**tokenizer["added_tokens"][0], "id": 1000, "content": "a" * 1_000_000}]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with refused("m cannot answer: a token of its tokenizer has 1000000 characters"):
+        Tokenizer.load(folder)
+
+
 @pytest.mark.parametrize("value", ["2", [2, "3"], {"id": 2}, 2.5, True, [[2]]])
 def test_an_end_of_another_type_is_refused(tmp_path: Path, single: Path, value: Any) -> None:
     folder = copied(single, tmp_path / "m")

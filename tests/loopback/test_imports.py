@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -64,6 +65,29 @@ def test_nothing_heavy_is_imported_before_load() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+INTERRUPTED = """
+import os, sys
+from importlib import import_module
+module, _, name = sys.argv[1].partition(":")
+
+class Interrupter:
+    def find_spec(self, imported, *_):
+        if imported == "edgepp.cli":
+            os.kill(os.getpid(), 2)
+
+command = getattr(import_module(module), name)
+sys.meta_path.insert(0, Interrupter())
+command()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_leaves_no_traceback() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    command = [sys.executable, "-c", INTERRUPTED, scripts["edgepp"]]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 SEVENTY = "mlx-community/Llama-3.3-70B-Instruct-4bit"

@@ -19,14 +19,14 @@ import zmq
 from edgepp.engine import network_ring, outstanding_steps
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, ResultKind, Returned, RingEvent, Send, SendBatch
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint, Expectation, StageUnreached
 from edgepp.errors import StageLost
 from edgepp.wire import codec
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Welcome
+from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Unreached, Welcome
 from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden
 from edgepp.wire.transport import Listener
 from tests.waiting import PATIENCE_S, eventually
@@ -120,6 +120,32 @@ def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkey
         ring.close()
 
 
+class CutOffStage(WedgedStage):
+    """A first stage whose machine cannot reach the next stage, as the coordinator can."""
+
+    def _answer(self, message: Message) -> Message | None:
+        if isinstance(message, Attach):
+            return Unreached(message.epoch, "no edgepp node answers there")
+        return super()._answer(message)
+
+
+def test_a_link_that_a_stage_cannot_make_is_named_with_both_ends_and_its_port() -> None:
+    first, last = CutOffStage(node="one", stop=2), WedgedStage(node="two", start=2)
+    endpoints = [Endpoint((stage.control.address,)) for stage in (first, last)]
+    for stage in (first, last):
+        stage.start()
+    try:
+        with pytest.raises(StageUnreached, match=r"layers 0-1 on node one .* cannot reach port") as raised:
+            NetworkRing(endpoints, EXPECTED, "test")
+    finally:
+        for stage in (first, last):
+            stage.stop()
+    port = last._welcome.data_port
+    assert raised.value.link == tuple(endpoints)
+    assert f"port {port} of the stage with layers 2-3 on node two" in str(raised.value)
+    assert raised.value.hint == f"allow edgepp in the firewall of two: its port {port} has to be open for one"
+
+
 class LyingStage(WedgedStage):
     """A stage that answers each step with the message that the test chooses."""
 
@@ -163,6 +189,15 @@ def test_an_answer_of_the_right_rows_is_taken() -> None:
     assert isinstance(one, Returned)
     assert isinstance(two, Returned)
     assert (one.sequences, two.sequences) == ((1,), (1, 2))
+
+
+@pytest.mark.parametrize("stated_us", [1, 1 << 62])
+def test_a_stage_cannot_have_computed_for_longer_than_its_step_was_away(stated_us: int) -> None:
+    """What stages state counts in metrics and in the choice of chunks, where one lie would be there for ever."""
+    began_s = time.perf_counter()
+    (event,) = events_of(STEP, lambda answer: answer._replace(compute_us=(stated_us,)))
+    assert isinstance(event, Returned)
+    assert 0 < event.compute_s[0] <= (1e-6 if stated_us == 1 else time.perf_counter() - began_s)
 
 
 def test_an_engine_that_waits_awake_takes_results_orders_and_what_stages_say(

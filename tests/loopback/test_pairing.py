@@ -7,12 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import msgpack
 import pytest
 
+from edgepp.cluster.discovery.coordinator_addresses import in_turns
 from edgepp.cluster.identity import Cluster, Identity, PairedNode, node_id
-from edgepp.cluster.pairing import protocol
+from edgepp.cluster.pairing import candidates, protocol
 from edgepp.cluster.pairing.admission_queue import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_NETWORK,
@@ -23,7 +25,7 @@ from edgepp.cluster.pairing.admission_queue import (
 from edgepp.cluster.pairing.client import join_by_code
 from edgepp.cluster.pairing.codes import MAX_GUESSES, words
 from edgepp.cluster.pairing.invitations import INVITATION_S, MAX_OPEN_INVITATIONS, PairingInvitation
-from edgepp.cluster.pairing.protocol import Channel, Spake
+from edgepp.cluster.pairing.protocol import EXCHANGE_S, Channel, Spake
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.address import Address
@@ -388,6 +390,65 @@ def test_many_false_servers_get_three_guesses_together() -> None:
     for one in false:
         one.close()
     assert sum(one.boxes for one in false) == MAX_GUESSES
+
+
+@contextmanager
+def _silent_servers(count: int) -> Iterator[list[Address]]:
+    """Machines that claim to have the invitation: the connection is made, and nobody ever answers."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        yield [Address("127.0.0.1", one.getsockname()[1] - 1) for one in listeners]
+
+
+@pytest.mark.parametrize("count", [64, candidates.MAX_CONNECTIONS + 4])
+def test_silent_false_coordinators_do_not_hold_up_the_true_one(harness: Harness, count: int) -> None:
+    with _silent_servers(count) as silent:
+        joined = join_by_code(harness.code, [*silent, harness.address], JOINER, wait_s=EXCHANGE_S * count / 2)
+    assert joined.id == CLUSTER.id
+
+
+def test_a_wrong_code_is_one_guess_among_silent_false_coordinators(harness: Harness) -> None:
+    with _silent_servers(8) as silent, pytest.raises(PairingError, match=f"2 of {MAX_GUESSES} guesses left"):
+        join_by_code(harness.wrong, [*silent, harness.address, *silent], JOINER)
+    harness.heard(f"127.0.0.1 guessed wrong (1 of 3) for invitation {harness.number}")
+
+
+def test_a_false_coordinator_that_keeps_a_proof_does_not_hold_up_the_true_one(harness: Harness) -> None:
+    """Its answer is the first one; the proof that it got stays unanswered, so the true coordinator gets the next."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        kept: list[tuple[object, ...] | None] = []
+
+        def keep() -> None:
+            connection = stack.enter_context(listener.accept()[0])
+            channel = Channel(connection)
+            channel.receive()
+            channel.send("server", Spake("server", harness.wrong).element)
+            kept.append(channel.receive())
+
+        thread = threading.Thread(target=keep)
+        thread.start()
+        false = Address("127.0.0.1", listener.getsockname()[1] - 1)
+        harness.server._computing.acquire()  # the true coordinator answers second
+        joined: list[Cluster] = []
+        joiner = threading.Thread(
+            target=lambda: joined.append(join_by_code(harness.code, [false, harness.address], JOINER, PATIENCE_S))
+        )
+        joiner.start()
+        eventually("the false coordinator has a proof", lambda: kept)
+        harness.server._computing.release()
+        joiner.join()
+        thread.join()
+    assert kept[0] is not None
+    assert kept[0][0] == "prove"
+    assert [one.id for one in joined] == [CLUSTER.id]
+
+
+def test_each_announcement_gets_its_turn() -> None:
+    """The first address of each machine comes before the second one of any, however many one announces."""
+    true, false = ([Address(host, port) for port in range(1, 17)] for host in ("10.0.0.1", "10.0.0.2"))
+    turns = in_turns(false, false[4:], true[:2])
+    assert turns[:5] == (false[0], false[4], true[0], false[1], false[5])
+    assert len(turns) == len({*turns}) == 18
 
 
 def test_another_protocol_version_is_refused(harness: Harness) -> None:

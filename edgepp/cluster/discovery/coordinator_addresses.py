@@ -23,9 +23,14 @@ def coordinator_addresses(
     """
     coordinator = (cluster.id, cluster.coordinator.node)
     announced = [one.addresses for one in announcements if (one.cluster, one.node) == coordinator]
-    turns = zip_longest(map(Address.parse, cluster.addresses), *announced)
-    others = (address for turn in turns for address in turn if address is not None)
+    others = in_turns(tuple(map(Address.parse, cluster.addresses)), *announced)
     return list(dict.fromkeys((*peers, *others)))[:MAX_ADDRESSES]
+
+
+def in_turns(*lists: Sequence[Address]) -> tuple[Address, ...]:
+    """The first address of each list, then the second ones, and so on; each address once."""
+    found = (address for turn in zip_longest(*lists) for address in turn if address is not None)
+    return tuple(dict.fromkeys(found))
 
 
 def may_move(known: Sequence[Address]) -> bool:

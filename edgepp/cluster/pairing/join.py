@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgepp.cluster.discovery.announcement import Announcement
-from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses
+from edgepp.cluster.discovery.coordinator_addresses import MAX_ADDRESSES, coordinator_addresses, in_turns
 from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, save_cluster
 from edgepp.cluster.pairing.client import join_by_code
@@ -71,7 +71,7 @@ def pair_with_cluster(
             )
         if known is None or known.id != token.cluster:
             addresses = peers or _find(browser, lambda heard: heard.cluster == token.cluster, given_up)
-            known = join_by_token(token, addresses, identity)
+            known = join_by_token(token, addresses[:MAX_ADDRESSES], identity)
             save_cluster(known)
         else:
             _renew(token, known, peers, identity)
@@ -127,4 +127,4 @@ def _find(
 ) -> tuple[Address, ...]:
     if browser is None:
         return ()
-    return tuple(address for heard in browser.find(accept, FIND_S, given_up) for address in heard.addresses)
+    return in_turns(*(heard.addresses for heard in browser.find(accept, FIND_S, given_up)))

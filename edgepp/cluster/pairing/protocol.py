@@ -21,11 +21,10 @@ its answer. ``attempt`` and ``cluster`` may be left out.
 
 from __future__ import annotations
 
-import logging
-import selectors
 import socket
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, TypeAlias, get_args
@@ -48,8 +47,8 @@ EXCHANGE_S = 10.0
 """The longest time for a whole exchange."""
 RefusalCause: TypeAlias = Literal["wrong", "void", "expired", "used", "failed", "unknown"]
 REFUSAL_CAUSES: tuple[RefusalCause, ...] = get_args(RefusalCause)
-log = logging.getLogger(__name__)
 _ELEMENT_BYTES = 33
+_HEAD_BYTES = 2
 _NONCE = bytes(12)  # a key seals one box
 
 
@@ -62,6 +61,9 @@ class Channel:
 
     def __init__(self, connection: socket.socket, limit_s: float = EXCHANGE_S) -> None:
         self._connection = connection
+        self._received = b""
+        """The part of the next message that has arrived."""
+        self._ended = False
         self.transcript = sha256()
         """The digest of all messages, sent and received."""
         self.allow(limit_s)
@@ -81,7 +83,7 @@ class Channel:
     def prepare(self, *fields: object) -> bytes:
         """Encode one message for ``flush``, and add it to the transcript."""
         packed: bytes = msgpack.packb((VERSION, *fields))
-        raw = len(packed).to_bytes(2, "big") + packed
+        raw = len(packed).to_bytes(_HEAD_BYTES, "big") + packed
         self.transcript.update(raw)
         return raw
 
@@ -102,15 +104,16 @@ class Channel:
             OtherVersionError: the message is of another version.
             OSError: the connection broke, or the deadline has passed.
         """
-        head = self._read(2)
-        if not head:
+        while self._num_missing() and not self._ended:
+            self._set_timeout()
+            self._read()
+        raw, self._received = self._received, b""
+        if self._ended:
+            if raw:
+                raise RemoteProtocolError("a pairing message is cut off")
             return None
-        length = int.from_bytes(head, "big")
-        if not 0 < length <= MESSAGE_BYTES:
-            raise RemoteProtocolError(f"a pairing message of {length} bytes")
-        raw = self._read(length)
         try:
-            value = msgpack.unpackb(raw, use_list=False, max_map_len=0, max_ext_len=0)
+            value = msgpack.unpackb(raw[_HEAD_BYTES:], use_list=False, max_map_len=0, max_ext_len=0)
         except (ValueError, msgpack.UnpackException, RecursionError) as error:
             raise RemoteProtocolError(f"a pairing message is not msgpack: {error}") from error
         if type(value) is not tuple or len(value) < 2:
@@ -119,20 +122,35 @@ class Channel:
             raise OtherVersionError(
                 f"version {value[0]!r:.20} of the pairing protocol, where this edgepp has {VERSION}"
             )
-        self.transcript.update(head + raw)
+        self.transcript.update(raw)
         return value[1:]
 
-    def _read(self, count: int) -> bytes:
-        read = b""
-        while len(read) < count:
-            self._set_timeout()
-            part = self._connection.recv(count - len(read))
-            if not part:
-                if read:
-                    raise RemoteProtocolError("a pairing message is cut off")
-                return b""
-            read += part
-        return read
+    def can_receive(self) -> bool:
+        """Read what has arrived, without waiting; returns whether ``receive`` would not wait.
+
+        Raises:
+            RemoteProtocolError: the bytes are not a pairing message.
+            OSError: the connection broke.
+        """
+        self._connection.setblocking(False)
+        with suppress(BlockingIOError):
+            while self._num_missing() and not self._ended:
+                self._read()
+        return self._ended or not self._num_missing()
+
+    def _num_missing(self) -> int:
+        """How many bytes of the message's head, or of the message behind its head, have not arrived."""
+        if len(self._received) < _HEAD_BYTES:
+            return _HEAD_BYTES - len(self._received)
+        length = int.from_bytes(self._received[:_HEAD_BYTES], "big")
+        if not 0 < length <= MESSAGE_BYTES:
+            raise RemoteProtocolError(f"a pairing message of {length} bytes")
+        return _HEAD_BYTES + length - len(self._received)
+
+    def _read(self) -> None:
+        part = self._connection.recv(self._num_missing())
+        self._ended = not part
+        self._received += part
 
     def _set_timeout(self) -> None:
         left_s = self._deadline_s - time.monotonic()
@@ -231,46 +249,3 @@ def listen(address: Address) -> socket.socket:
         raise UsageError(
             f"cannot take invitation codes on {address}: {error}", "the port after the cluster's port must be free"
         ) from error
-
-
-def connected(addresses: Sequence[Address], end_s: float) -> Generator[tuple[Address, socket.socket], None, None]:
-    """Connect to the pairing servers of all ``addresses`` at once; yields each connection when it is made.
-
-    ``end_s`` is the deadline, by ``time.monotonic``. A connection is closed when the next one is asked for.
-    """
-    with selectors.DefaultSelector() as selector:
-        try:
-            for address in dict.fromkeys(addresses):
-                for connection in _dial(address):
-                    selector.register(connection, selectors.EVENT_WRITE, (address, connection))
-            while selector.get_map() and (left_s := end_s - time.monotonic()) > 0:
-                for key, _ in selector.select(left_s):
-                    address, connection = key.data
-                    selector.unregister(connection)
-                    with connection:
-                        if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-                            yield address, connection
-        finally:
-            for key in list(selector.get_map().values()):
-                key.data[1].close()
-
-
-def _dial(address: Address) -> Iterator[socket.socket]:
-    """Begin a connection to the port after ``address``, one per IP address of its host."""
-    try:
-        found = socket.getaddrinfo(address.host, address.port + 1, type=socket.SOCK_STREAM)
-    except (OSError, OverflowError, UnicodeError) as error:
-        log.debug("cannot look up %s: %s", address, error)
-        return
-    for family, kind, protocol, _, where in found:
-        connection = socket.socket(family, kind, protocol)
-        connection.setblocking(False)
-        try:
-            connection.connect(where)
-        except BlockingIOError:
-            yield connection
-        except OSError as error:
-            log.debug("cannot reach %s: %s", address, error)
-            connection.close()
-        else:
-            yield connection

@@ -34,6 +34,8 @@ _THINKING_TOKENS = (
     ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
 )
 """Like mlx-lm, templates get ``enable_thinking`` if the vocabulary has all the tokens of one of these."""
+_MAX_TOKEN_CHARACTERS = 4096
+"""Characters of a token: a model's answer may repeat its longest token as often as it has tokens."""
 _LONG = 1 << 17
 """Characters of a text, or ids, that occupy a process of their own, since they may take seconds."""
 _TURN_ENDS = frozenset(
@@ -269,7 +271,7 @@ class _Tokens:
         """The tokens of the tokenizer ``name`` by a parsed ``tokenizer.json``.
 
         Raises:
-            ModelError: the kind of decoder is not supported.
+            ModelError: the kind of decoder is not supported, or a token is absurdly long.
         """
         try:
             detokenizer = detokenizer_factory(definition["decoder"])
@@ -281,5 +283,11 @@ class _Tokens:
         else:  # a list, whose indices are the ids
             texts = {token: text for token, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
         texts |= {one["id"]: one["content"] for one in added}
+        longest = max(map(len, texts.values()))
+        if longest > _MAX_TOKEN_CHARACTERS:
+            raise ModelError(
+                f"{name} cannot answer: a token of its tokenizer has {longest} characters",
+                "use another model, or one of `edgepp models list`",
+            )
         control = {one["content"]: one["id"] for one in added if is_control(one["content"], one["special"])}
         return cls(texts, control, detokenizer, TokenBound.of(definition), characters_per_token(definition))

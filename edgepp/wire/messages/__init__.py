@@ -1,4 +1,4 @@
-"""The protocol of edgepp, version 11: every message, its sender and its receiver.
+"""The protocol of edgepp, version 12: every message, its sender and its receiver.
 
 A message is a ZeroMQ multipart message. The first frame is a msgpack header ``[version, kind, field, …]``, with the
 fields in the order in which the classes of this package declare them; the annotations of the fields (``field_types``)
@@ -16,6 +16,7 @@ A stage binds two ROUTER sockets. Whoever sends to a stage connects to it with a
     control   coordinator ──► stage     one DEALER per stage; ``control``, ``recovery``
         Hello        ► Welcome           identity of the stage: model, layer range, shapes, speed
         Attach       ► Attached          join the ring of an epoch: the previous stage's key, the next stage's address
+                     ► Unreached         in place of Attached: the next stage cannot be reached from this one
                      ◄ Held…             before Attached: what the stage holds of the epoch that the ring replaces
         Ping         ► Pong              liveness; a stage forgets a coordinator that is silent for 10 s
         Free, Detach                     cancel one sequence; forget an epoch with all of its sequences (no reply)
@@ -124,7 +125,7 @@ from edgepp.wire.messages.nodes import NodeMessage
 from edgepp.wire.messages.ranks import RankMessage
 from edgepp.wire.messages.recovery import RecoveryMessage
 
-VERSION = 11
+VERSION = 12
 MAX_FRAMES = 4
 """Frames of one message, header included."""
 MAX_HEADER_BYTES = 4096

@@ -118,6 +118,13 @@ class Attached(NamedTuple):
     """Measured rate to the next stage, one way; 0 for the last stage."""
 
 
+class Unreached(NamedTuple):
+    """Stage to coordinator, in reply to ``Attach``: the link to the next stage cannot be made, and why."""
+
+    epoch: Id
+    reason: Text
+
+
 class Refused(NamedTuple):
     """Stage to coordinator: why a control message was refused. Coordinator to node: why ``Enrol`` or ``Adopt`` was."""
 
@@ -196,5 +203,5 @@ class FrameLost(NamedTuple):
 
 
 ControlMessage: TypeAlias = (
-    Hello | Welcome | Attach | Attached | Refused | Detach | Free | Ping | Pong | Fault | FrameLost
+    Hello | Welcome | Attach | Attached | Unreached | Refused | Detach | Free | Ping | Pong | Fault | FrameLost
 )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from edgepp.coordinator.failure_backoff import STEADY_S, FailureBackoff
 from edgepp.coordinator.reopening import Reopening
-from edgepp.engine.stage_handshake import Endpoint
+from edgepp.engine.stage_handshake import Endpoint, StageUnreached
 from edgepp.wire.address import Address
 
 
@@ -35,9 +35,11 @@ def test_a_stage_that_is_never_reached_is_avoided_longer_each_time_however_long_
 def test_a_stage_counts_as_unreachable_after_tries_in_a_row() -> None:
     one, two = (Endpoint((Address("10.0.0.9", port),)) for port in (5720, 5730))
     reopening, found = Reopening(), []
-    for unreached in (one, one, None, one, one, two, two, two):
-        reopening.failed(unreached)
+    three = [StageUnreached(two, "", "", sender=one) for _ in range(3)]
+    unreached = [None if end is None else StageUnreached(end, "", "") for end in (one, one, None, one, one, two, two)]
+    for error in (*unreached, *three):
+        reopening.failed(error)
         found.append(reopening.unreachable)
-    assert found == [*[None] * 7, two]
+    assert found == [*[None] * 9, three[-1]]
     reopening.forget()
     assert (reopening.unreachable, reopening.num_failures) == (None, 0)

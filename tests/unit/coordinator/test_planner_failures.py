@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from edgepp.coordinator.plan_timing import QUIET_S
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
 from tests.builders.members import beat
 from tests.builders.properties import examples
-from tests.unit.coordinator.planned_cluster import AIR, HERE, MINI, Cluster
+from tests.unit.coordinator.planned_cluster import AIR, HERE, MINI, SIZE, Cluster
 
 
 def test_a_lost_order_is_sent_again() -> None:
@@ -38,6 +40,55 @@ def test_a_slot_that_fails_repeatedly_is_excluded() -> None:
     assert set(cluster.ranges) == {HERE}
     cluster.after(FIRST_BAN_S + QUIET_S)
     assert set(cluster.ranges) == {HERE, MINI}
+
+
+def close(cluster: Cluster, sender: str, receiver: str) -> None:
+    reason = f"the stage on node {sender[0]} cannot reach port 5701 of the stage on node {receiver[0]}"
+    cluster.planner.link_bans.failed((sender, receiver), reason, cluster.now_s)
+
+
+def order(cluster: Cluster) -> list[str]:
+    return [member.node for member, *_ in cluster.planner.stages(cluster.members)]
+
+
+def test_a_link_that_stages_cannot_open_is_avoided_by_another_order() -> None:
+    cluster = Cluster()
+    for node in (HERE, MINI, AIR):
+        cluster.join(node)
+    cluster.load(cluster.after(2.0))
+    first, second, third = order(cluster)
+    close(cluster, first, second)
+    cluster.load(cluster.after(0.2))
+    assert set(order(cluster)) == {HERE, MINI, AIR}
+    assert (first, second) not in pairwise(order(cluster))
+    assert "cannot reach port 5701 of the stage on node" in cluster.planner.reason
+    for sender, receiver in ((second, first), (second, third), (third, second)):
+        close(cluster, sender, receiver)
+        cluster.load(cluster.after(0.2))
+    assert not {(first, second), (second, first), (second, third), (third, second)} & {*pairwise(order(cluster))}
+    assert second not in order(cluster), "no order is left for a node that is cut off from both others"
+    assert "of the stage on node" in cluster.planner.why_excluded(second)
+    cluster.after(FIRST_BAN_S + QUIET_S)
+    assert set(order(cluster)) == {HERE, MINI, AIR}
+    assert cluster.planner.reason == ""
+
+
+def test_a_closed_link_that_the_cluster_cannot_do_without_is_named_and_tried_again() -> None:
+    cluster, half = Cluster(), SIZE.layer_bytes * SIZE.layers
+    for node in (HERE, MINI):
+        cluster.join(node, memory=half + 100_000_000)
+    cluster.load(cluster.after(2.0))
+    before, version = order(cluster), cluster.planner.plan_version
+    assert set(before) == {HERE, MINI}
+    for sender, receiver in ((HERE, MINI), (MINI, HERE)):
+        close(cluster, sender, receiver)
+        cluster.load(cluster.after(0.2))
+    assert set(order(cluster)) == {HERE, MINI}
+    assert cluster.planner.plan_version <= version + 1
+    assert "the stage on node a cannot reach port 5701 of the stage on node b" in cluster.planner.reason
+    cluster.planner.link_bans.forget(MINI)
+    cluster.after(2.0)
+    assert cluster.planner.reason == ""
 
 
 def test_each_of_many_failures_in_a_long_run_costs_about_a_second() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -185,3 +186,17 @@ def test_the_bytes_of_tokens_are_those_of_their_text(kind: str, data: st.DataObj
     text = "".join([*map(sequence.add, ids), sequence.finish()])
     if "\ufffd" not in text:
         assert raw.decode() == text
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+        [{"type": "Fuse"}, {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100_000}],
+        [{"type": "BPEDecoder", "suffix": ""}] * 40,
+        [{"type": "ByteFallback"}] * 100_000,
+    ],
+)
+def test_decoders_that_would_fill_the_memory_are_refused(chain: list[dict[str, Any]]) -> None:
+    with pytest.raises(ModelError, match=r"decoders that make a token up to \d+ times as long"):
+        detokenizer_factory({"type": "Sequence", "decoders": chain})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -230,3 +231,29 @@ def test_a_liar_gets_no_more_in_than_was_asked_for(small: SmallModel) -> None:
     pair.draft.propose([*ids, 2], 2)
     assert not pair.draft.take(Guessed(7, number, 5, (3,)), vocabulary)  # behind another text
     assert list(pair.draft.propose([*ids, 2], 2)) == []
+
+
+def test_a_process_that_always_asks_for_the_text_again_costs_a_message_per_call(small: SmallModel) -> None:
+    """Its answer of 30 bytes would cost 400 messages and 20 ms of the engine for a text of 100,000 tokens."""
+    pair, ids, calls = Pair(small), [5] * (TOKENS_PER_READ * 40), 200
+    for _ in range(calls):
+        ids.append(5)
+        pair.draft.propose(ids, 2)
+        pair.draft.lose()
+    assert 40 < len(pair.told) <= calls + 41
+
+
+def test_a_guess_for_a_distant_position_is_not_compared_with_the_text(small: SmallModel) -> None:
+    """Messages without tokens for position 0 cost half a millisecond each, for a text of 100,000 tokens."""
+
+    class Line(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            found = super().__getitem__(index)
+            assert not isinstance(found, list) or len(found) <= 256, "more was copied than a message holds"
+            return found
+
+    pair, ids = Pair(small), [5] * 1000
+    pair.draft.propose(ids, 2)
+    pair.draft._line = Line(pair.draft._line)
+    assert not pair.draft.take(Guessed(7, 99, 0, ()), small.ends.vocabulary)
+    assert not pair.draft.take(Guessed(7, 99, 0, (5,) * 256), small.ends.vocabulary)
