@@ -3,79 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import replace
 
 from edgepp.tool_calls import gemma_calls, kimi_calls, tagged_calls
-from edgepp.tool_calls.fenced_calls import Dropped, FencedCalls, HeadedCalls, Heads
-from edgepp.tool_calls.marked_calls import AnyCalls, NamedCalls, WholeCalls
-from edgepp.tool_calls.readers import Call, Reader
+from edgepp.tool_calls.family import Family, Parse, WrittenCall
+from edgepp.tool_calls.fenced_calls import Heads
+from edgepp.tool_calls.json_calls import named_objects
 from edgepp.tool_calls.tagged_grammar import WrittenTags
-from edgepp.tool_calls.tool_use import Tool
 
-Parse = Callable[[str, Mapping[str, Tool]], list[Call] | None]
-_FUNCTION = re.compile(r"\s*([\w.:/-]+)>\s*(?=\{)")
 _MISTRAL = re.compile(r"\s*([\w.:/-]+)(?:\[CALL_ID\][^\[\]{}]*)?(?:\[ARGS\])?\s*(?=\{)")
-
-
-@dataclass(frozen=True)
-class WrittenCall:
-    """How a grammar writes calls: ``{name}`` stands for the name of a tool, and ``{arguments}`` for JSON."""
-
-    call: str
-    before: str = ""
-    between: str = ""
-    after: str = ""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One way to write calls."""
-
-    name: str
-    written: WrittenCall
-    marker: str = ""
-    """What begins calls; empty where JSON alone does."""
-    closing: str = ""
-    parse: Parse | None = None
-    """How calls between ``marker`` and ``closing`` are read once they are whole; None where they are JSON."""
-    tags: WrittenTags | None = None
-    """How a grammar writes calls with tags around arguments, where it can; ``written`` is for the other calls."""
-    named: re.Pattern[str] | None = None
-    """For calls as a name and JSON: what stands between marker and JSON."""
-    headed: Heads | None = None
-    """For calls with a head of their own each, up to ``closing``."""
-    is_fenced: bool = False
-    """Whether the list of calls stands in a fence of Markdown."""
-    wrappers: tuple[str, ...] = ()
-    """Markers around answers that are no part of the text."""
-    bare: bool = False
-    """Whether calls also come without marker, as JSON or like Python."""
-    function_tags: bool = False
-    """Whether calls also come as ``<function=name>{…}</function>``."""
-    takes_several: bool = True
-    """Whether a grammar allows several calls in one answer; models that never learned calls would not end them."""
-
-    def markers(self, tools: Mapping[str, Tool]) -> dict[str, Callable[[], Reader]]:
-        """The texts that begin calls, and how to make the readers of what follows."""
-        names = tuple(tools)
-        markers: dict[str, Callable[[], Reader]] = dict.fromkeys(self.wrappers, Dropped)
-        if self.headed is not None:
-            heads = self.headed
-            markers[self.marker] = lambda: HeadedCalls(names, self.marker, self.closing, heads)
-        elif self.is_fenced:
-            markers[self.marker] = lambda: FencedCalls(names, self.marker)
-        elif self.parse is not None:
-            parse = self.parse
-            markers[self.marker] = lambda: WholeCalls(names, self.marker, self.closing, lambda text: parse(text, tools))
-        elif self.marker:
-            closings = (self.closing,) if self.closing else ()
-            markers[self.marker] = lambda: AnyCalls(names, self.marker, closings, self.named)
-        if self.function_tags:
-            markers["<function="] = lambda: NamedCalls(names, "<function=", _FUNCTION, "</function>")
-        return markers
-
-
 _JSON = '{"name": "{name}", "arguments": {arguments}}'
 HERMES = Family(
     "hermes", WrittenCall(f"<tool_call>\n{_JSON}\n</tool_call>", between="\n"), "<tool_call>", "</tool_call>"
@@ -108,6 +45,22 @@ _NEMOTRON = Family("nemotron", WrittenCall(_JSON, "<TOOLCALL>[", ", ", "]</TOOLC
 _JAMBA = Family(
     "jamba", WrittenCall(_JSON, "<tool_calls>[\n", ",\n", "\n]</tool_calls>"), "<tool_calls>", "</tool_calls>"
 )
+_APRIEL = Family(
+    "apriel",
+    WrittenCall(_JSON, "<tool_calls>[", ", ", "]</tool_calls>"),
+    "<tool_calls>",
+    "</tool_calls>",
+    wrappers=("[END FINAL RESPONSE]",),
+)
+_GIGACHAT = Family("gigachat", WrittenCall("<|function_call|>" + _JSON), "<|function_call|>", takes_several=False)
+_APERTUS = Family(
+    "apertus",
+    WrittenCall('{"{name}": {arguments}}', "<|tools_prefix|>[", ", ", "]<|tools_suffix|>"),
+    "<|tools_prefix|>",
+    "<|tools_suffix|>",
+    parse=lambda text, _: named_objects(text),
+    holds_json_calls=False,
+)
 _INTERNLM = Family(
     "internlm",
     WrittenCall('<|action_start|><|plugin|>{"name": "{name}", "parameters": {arguments}}<|action_end|>'),
@@ -116,10 +69,20 @@ _INTERNLM = Family(
     takes_several=False,
 )
 _CALLED = '{"tool_name": "{name}", "parameters": {arguments}}'
-_COMMAND_R = Family("command_r", WrittenCall(_CALLED, "Action: ```json\n[", ", ", "]\n```"), "Action:", is_fenced=True)
+_COMMAND_R = Family(
+    "command_r",
+    WrittenCall(
+        '    {\n        "tool_name": "{name}",\n        "parameters": {arguments}\n    }',
+        "Action:\n```json\n[\n",
+        ",\n",
+        "\n]```",
+    ),
+    "Action:",
+    is_fenced=True,
+)
 _COMMAND_A = Family(
     "command_a",
-    WrittenCall('{"tool_call_id": "0", ' + _CALLED[1:], "<|START_ACTION|>[", ", ", "]<|END_ACTION|>"),
+    WrittenCall('    {"tool_call_id": "0", ' + _CALLED[1:], "<|START_ACTION|>[\n", ",\n", "\n]<|END_ACTION|>"),
     "<|START_ACTION|>",
     "<|END_ACTION|>",
     wrappers=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
@@ -152,7 +115,7 @@ _DEEPSEEK = Family(
 
 def _whole(name: str, marker: str, closing: str, parse: Parse, tags: WrittenTags | None = None) -> Family:
     """A family with calls between markers, which a grammar writes with tags, or as JSON between the same markers."""
-    return Family(name, WrittenCall(marker + _JSON + closing, between="\n"), marker, closing, parse, tags)
+    return Family(name, WrittenCall(marker + _JSON + closing, between="\n"), marker, closing, parse, tags=tags)
 
 
 _QWEN_CODER = _whole(
@@ -183,6 +146,9 @@ _GLM = _whole(
     tagged_calls.GLM.parse,
     WrittenTags("<tool_call>{name}\n", "<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n", "</tool_call>"),
 )
+_GLM_ONE_LINE = replace(
+    _GLM, tags=WrittenTags("<tool_call>{name}", "<arg_key>{key}</arg_key><arg_value>", "</arg_value>", "</tool_call>")
+)
 _LONGCAT = _whole("longcat", "<longcat_tool_call>", "</longcat_tool_call>", tagged_calls.LONGCAT.parse)
 _MINIMAX = _whole(
     "minimax",
@@ -199,12 +165,32 @@ _MINIMAX = _whole(
 _MINICPM = _whole("minicpm", "<function name=", "</function>", tagged_calls.MINICPM.parse)
 _MUSE = _whole("muse", "<atem:function_calls>", "</atem:function_calls>", tagged_calls.MUSE.parse)
 _KIMI_K3 = _whole("kimi_k3", "<|open|>tools<|sep|>", "<|close|>tools<|sep|>", tagged_calls.KIMI_K3.parse)
-_KIMI_K2 = _whole(
+_KIMI_K2 = Family(
     "kimi_k2",
+    WrittenCall(
+        "<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>{arguments}<|tool_call_end|>",
+        "<|tool_calls_section_begin|>",
+        "",
+        "<|tool_calls_section_end|>",
+    ),
     "<|tool_calls_section_begin|>",
     "<|tool_calls_section_end|>",
-    lambda text, _: kimi_calls.parse(text),
+    parse=lambda text, _: kimi_calls.parse(text),
 )
+
+
+def _dsml(calls: str) -> Family:
+    """DeepSeek V3.2 and V4, whose tags differ in the name of the outer one."""
+    begin, end = f"<｜DSML｜{calls}>", f"</｜DSML｜{calls}>"
+    tags = WrittenTags(
+        f'{begin}\n<｜DSML｜invoke name="{{name}}">\n',
+        '<｜DSML｜parameter name="{key}" string="{is_text}">',
+        "</｜DSML｜parameter>\n",
+        f"</｜DSML｜invoke>\n{end}",
+    )
+    return _whole("deepseek_dsml", begin, end, tagged_calls.DEEPSEEK.parse, tags)
+
+
 _FUNCTION_GEMMA = _whole(
     "function_gemma",
     "<start_function_call>",
@@ -215,6 +201,8 @@ _GEMMA = _whole("gemma", "<|tool_call>", "<tool_call|>", lambda text, _: gemma_c
 
 _BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
     (HARMONY, ("<|channel|>", "<|message|>", "<|start|>")),
+    (_dsml("tool_calls"), ("｜DSML｜", "tool_calls>")),
+    (_dsml("function_calls"), ("｜DSML｜",)),
     (_DEEPSEEK_R1, (_CALLS_BEGIN, "```json")),
     (_DEEPSEEK, (_CALLS_BEGIN,)),
     (_COMMAND_A, ("<|START_ACTION|>",)),
@@ -225,6 +213,7 @@ _BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
     (_GEMMA, ("<|tool_call>", "<tool_call|>")),
     (_FUNCTION_GEMMA, ("<start_function_call>",)),
     (_LONGCAT, ("<longcat_tool_call>",)),
+    (_GLM_ONE_LINE, ("</arg_key><arg_value>",)),
     (_GLM, ("<arg_key>",)),
     (PYTHONIC, ("<|tool_list_start|>",)),
     (PYTHONIC, ("<|tool_call_start|>",)),
@@ -238,7 +227,10 @@ _BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
     (_PHI, ("<|tool_call|>", "<|/tool_call|>")),
     (_GRANITE, ("<|tool_call|>",)),
     (_NEMOTRON, ("<TOOLCALL>",)),
+    (_APRIEL, ("<tool_calls>", "[BEGIN FINAL RESPONSE]")),
     (_JAMBA, ("<tool_calls>",)),
+    (_GIGACHAT, ("<|function_call|>",)),
+    (_APERTUS, ("<|tools_prefix|>", "<|tools_suffix|>")),
     (LLAMA, ("<|python_tag|>",)),
     (LLAMA, ('"parameters": ', "<|start_header_id|>", "tools")),
     (HERMES, ("<tool_call>",)),

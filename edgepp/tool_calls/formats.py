@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from edgepp.engine.request import Constraint
 from edgepp.model.text.conversation import Conversation
 from edgepp.tool_calls.answer_parser import CallParser, SplitAnswerParser
-from edgepp.tool_calls.families import GENERIC, HARMONY, Family, family_of
+from edgepp.tool_calls.families import GENERIC, HARMONY, family_of
+from edgepp.tool_calls.family import Family
 from edgepp.tool_calls.generic_prompt import with_tools
 from edgepp.tool_calls.grammar import callable_tools, constraint_of, is_held
 from edgepp.tool_calls.harmony import HarmonyParser
@@ -129,7 +130,9 @@ class _FamilyFormat:
         is_generic = self.family is GENERIC
         given = conversation.messages
         described = with_tools(given, tools) if tools and is_generic else given
-        messages = rewritten(described, self.limits, tools=bool(tools), as_text=is_generic or self.limits.calls)
+        write = self.family.write if is_generic or self.limits.calls else None
+        keep_results = not is_generic and not self.limits.results
+        messages = rewritten(described, self.limits, bool(tools), write, keep_results)
         rendered = () if is_generic else tuple(map(_rendered, tools))
         return replace(conversation, messages=messages, tools=rendered)
 

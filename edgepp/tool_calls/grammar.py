@@ -17,7 +17,8 @@ from edgepp.engine.grammar_sandbox import SPACE
 from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
 from edgepp.model.text.control_tokens import grammar_literal
-from edgepp.tool_calls.families import GENERIC, HARMONY, Family
+from edgepp.tool_calls.families import GENERIC, HARMONY
+from edgepp.tool_calls.family import Family
 from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
 from edgepp.tool_calls.schemas import any_object, held_schema
 from edgepp.tool_calls.tagged_grammar import TaggedArgument, WrittenTags, arguments_of
@@ -199,7 +200,8 @@ def _schema_of(tool: Tool, schema: str) -> str:
 
 def _tagged(rules: _Rules, tags: WrittenTags, tool: Tool, argument: TaggedArgument, place: str) -> str:
     """Add rules for an argument between tags; the term for it."""
-    before, after = rules.literal(tags.argument.replace("{key}", argument.key)), rules.literal(tags.argument_end)
+    tag = tags.argument.replace("{is_text}", "false" if argument.texts is None else "true")
+    before, after = rules.literal(tag.replace("{key}", argument.key)), rules.literal(tags.argument_end)
     if argument.texts is None:
         value = f"{rules.add(f'value_{place}', _schema_of(tool, argument.schema))} {after}"
     elif argument.texts:

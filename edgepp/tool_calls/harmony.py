@@ -18,6 +18,12 @@ _RECIPIENT = re.compile(r"to=functions\.([\w.:/-]+)")
 _MAX_HEAD = 512
 
 
+def _may_be_head(text: str) -> bool:
+    """Whether ``text`` may stand between a message's beginning and its content; a prompt may end behind the role."""
+    begins = ("<|", "assistant", " to=functions.", "to=functions.")
+    return any(text.startswith(one) or one.startswith(text) for one in begins)
+
+
 class HarmonyParser:
     """Reasoning, text and calls of one answer."""
 
@@ -85,9 +91,7 @@ class HarmonyParser:
             return
         if self._head is not None:
             self._head += text
-            if len(self._head) > _MAX_HEAD or not (
-                self._head.startswith("<|") or "assistant".startswith(self._head[:9])
-            ):
+            if len(self._head) > _MAX_HEAD or not _may_be_head(self._head):
                 self._show_head(parts)
         elif self._call is not None:
             parts += self._call.add(text) if self._call.rest is None else []

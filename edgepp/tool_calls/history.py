@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgepp.model.text.conversation import Message
 from edgepp.tool_calls.template_limits import TemplateLimits
@@ -32,23 +32,30 @@ class _Waiting:
         return not result.get("name") or result["name"] == self.name
 
 
-def rewritten(messages: Sequence[Message], limits: TemplateLimits, tools: bool, as_text: bool) -> list[dict[str, Any]]:
+WriteCalls: TypeAlias = Callable[[Sequence[Mapping[str, Any]]], str]
+"""The text of calls, each with ``name`` and ``arguments``, as the model writes it."""
+
+
+def rewritten(
+    messages: Sequence[Message], limits: TemplateLimits, tools: bool, write: WriteCalls | None, keep_results: bool
+) -> list[dict[str, Any]]:
     """The messages as a template with these limits takes them.
 
     Args:
         messages: The conversation; ``arguments`` of calls may be JSON text.
         limits: What the template does not take.
         tools: Whether tools are rendered.
-        as_text: Whether calls and their results become text, for a template that knows neither.
+        write: Writes calls as text, for a template that does not render them; None where it does.
+        keep_results: Whether results stay messages of their own beside calls that are text; else they are a user's.
     """
     plain = [_plain(message, number) for number, message in enumerate(messages)]
-    paired = _paired(plain, one_by_one=limits.parallel_calls)
+    paired = _paired(plain, limits.parallel_calls, limits.call_text and not limits.repeated_roles)
     if limits.long_call_ids:
         paired = _with_ids(paired, _short_id)
     elif limits.call_names:
         paired = _with_ids(paired, _named_id)
-    if as_text:
-        paired = _results_joined([_as_text(message) for message in paired])
+    if write is not None:
+        paired = _results_joined([_as_text(message, write, keep_results) for message in paired])
     placed = _system_placed(paired, limits)
     has_user = any(message["role"] == "user" for message in placed)
     if limits.no_user and (tools or limits.repeated_roles or not has_user):
@@ -95,15 +102,18 @@ def _arguments(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _paired(messages: Iterable[dict[str, Any]], one_by_one: bool) -> list[dict[str, Any]]:
-    """Messages whose results follow their calls; ``one_by_one``, each call has a message of its own."""
+def _paired(messages: Iterable[dict[str, Any]], one_by_one: bool, text_first: bool) -> list[dict[str, Any]]:
+    """Messages whose results follow their calls; ``one_by_one``, each call has a message of its own.
+
+    With ``text_first``, the text beside calls has one too.
+    """
     paired: list[dict[str, Any]] = []
     waiting: list[_Waiting] = []
     for message in messages:
         if message["role"] == "tool":
             _place_result(message, paired, waiting)
         elif message.get("tool_calls"):
-            split = _with_one_call(message) if one_by_one else [message]
+            split = _with_one_call(message) if one_by_one else _text_first(message) if text_first else [message]
             paired += split
             waiting = [_Waiting(call, one) for one in split for call in one.get("tool_calls", ())]
         else:
@@ -113,8 +123,14 @@ def _paired(messages: Iterable[dict[str, Any]], one_by_one: bool) -> list[dict[s
 
 def _with_one_call(message: dict[str, Any]) -> list[dict[str, Any]]:
     """Messages with one call each, behind one with the text, which templates for single calls do not render."""
+    *text, calls = _text_first(message)
+    return [*text, *({**calls, "tool_calls": [call]} for call in message["tool_calls"])]
+
+
+def _text_first(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """A message of the text beside calls, if any, and one of the calls."""
     text = [{key: value for key, value in message.items() if key != "tool_calls"}] if message["content"] else []
-    return [*text, *({**message, "content": "", "tool_calls": [call]} for call in message["tool_calls"])]
+    return [*text, {**message, "content": ""}]
 
 
 def _place_result(result: dict[str, Any], paired: list[dict[str, Any]], waiting: list[_Waiting]) -> None:
@@ -162,8 +178,8 @@ def _named_id(call: dict[str, Any], number: int) -> str:
     return f"functions.{call['function'].get('name', '')}:{number}"
 
 
-def _as_text(message: dict[str, Any]) -> dict[str, Any]:
-    if message["role"] == "tool":
+def _as_text(message: dict[str, Any], write: WriteCalls, keep_results: bool) -> dict[str, Any]:
+    if message["role"] == "tool" and not keep_results:
         return {
             "role": "user",
             "content": f"<tool_response>\n{message['content']}\n</tool_response>",
@@ -171,9 +187,8 @@ def _as_text(message: dict[str, Any]) -> dict[str, Any]:
         }
     calls = message.pop("tool_calls", ())
     texts = [message["content"]] if message["content"] else []
-    for call in calls:
-        function = {"name": call["function"].get("name", ""), "arguments": call["function"]["arguments"]}
-        texts.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
+    if calls:
+        texts.append(write([call["function"] for call in calls]))
     return {**message, "content": "\n".join(texts)}
 
 

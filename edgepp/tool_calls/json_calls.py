@@ -226,6 +226,19 @@ def interpreted(value: Any, names: tuple[str, ...]) -> Call | None:
     return (name, arguments) if name is not None and name in names and isinstance(arguments, dict) else None
 
 
+def named_objects(text: str) -> list[Call] | None:
+    """The calls in a list such as ``[{"get_weather": {…}}]``; None if ``text`` is not one."""
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    objects = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, dict) and len(one) == 1 for one in objects):
+        return None
+    calls = [call for one in objects for call in one.items()]
+    return calls if calls and all(isinstance(arguments, dict) for _, arguments in calls) else None
+
+
 def _read_head(text: str, names: tuple[str, ...]) -> tuple[str, int] | str:
     """What the beginning of an object says: the name and the place of the arguments, "text", "hold" or "unknown"."""
     name = ""

@@ -128,8 +128,14 @@ class WholeCalls(Reader):
     """Calls between two markers, read as a whole once the second has come; or JSON, if that is what follows."""
 
     def __init__(
-        self, names: tuple[str, ...], opening: str, closing: str, parse: Callable[[str], list[Call] | None]
+        self,
+        names: tuple[str, ...],
+        opening: str,
+        closing: str,
+        parse: Callable[[str], list[Call] | None],
+        holds_json_calls: bool = True,
     ) -> None:
+        self._decided = not holds_json_calls
         self._names = names
         self._opening = opening
         self._closing = closing
@@ -138,7 +144,6 @@ class WholeCalls(Reader):
         self._pieces: list[str] = []
         self._length = 0
         self._tail = ""
-        self._decided = False
 
     def _add(self, text: str) -> list[AnswerPart]:
         if not self._decided:

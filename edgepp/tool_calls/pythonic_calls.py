@@ -100,6 +100,14 @@ def parse(text: str, names: tuple[str, ...]) -> list[Call] | None:
     return [(name, arguments) for name, arguments in named if name is not None] if all(n for n, _ in named) else None
 
 
+def literal(text: str) -> Any:
+    """The value of ``text`` as a literal of Python or JSON; None if it is none."""
+    try:
+        return _Values(text).value()
+    except (_NotPythonError, RecursionError):
+        return None
+
+
 def _known(name: str, names: tuple[str, ...]) -> str | None:
     """The tool that ``name`` means, which may be written with ``.call``."""
     if name in names:
@@ -171,10 +179,19 @@ class _Values:
     def calls(self) -> list[Call]:
         """All calls, up to the end of the text."""
         calls = self._list("]", self._call) if self._take("[") else [self._call(0)]
+        self._check_end()
+        return calls
+
+    def value(self) -> Any:
+        """The one value that the text is."""
+        value = self._value(0)
+        self._check_end()
+        return value
+
+    def _check_end(self) -> None:
         self._skip()
         if self._at < len(self._text):
             raise _NotPythonError
-        return calls
 
     def _call(self, depth: int) -> Call:
         name = self._match(_NAME)

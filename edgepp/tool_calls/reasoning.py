@@ -29,6 +29,7 @@ MARKERS = (
     ThinkingMarkers("[THINK]", "[/THINK]"),
     ThinkingMarkers("<|START_THINKING|>", "<|END_THINKING|>"),
     ThinkingMarkers("<seed:think>", "</seed:think>"),
+    ThinkingMarkers("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
 )
 
 AnswerPart: TypeAlias = Text | Reasoning

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgepp.tool_calls.pythonic_calls import literal
 from edgepp.tool_calls.readers import Call
 from edgepp.tool_calls.tool_use import Tool
 
@@ -22,7 +23,7 @@ class TaggedForm:
     call: re.Pattern[str]
     """What begins a call; its first group is the name."""
     argument: re.Pattern[str]
-    """What begins an argument; its first group is the key."""
+    """What begins an argument; its first group is the key, its second, if any, ``true`` for text as it stands."""
     argument_end: str
     call_end: str = ""
     """What ends a call; empty if the end of the text does."""
@@ -50,7 +51,9 @@ class TaggedForm:
             end = text.find(self.argument_end, found.end())
             if end < 0:
                 break
-            arguments[found[1]] = converted(text[found.end() : end], tool, found[1])
+            value = text[found.end() : end]
+            is_text = found.re.groups > 1 and found[2] == "true"
+            arguments[found[1]] = value if is_text else converted(value, tool, found[1])
             at = end + len(self.argument_end)
         return arguments, at
 
@@ -67,6 +70,9 @@ def converted(text: str, tool: Tool | None, key: str) -> Any:
     if stripped in _WORDS:
         return _WORDS[stripped]
     value = _as_json(stripped)
+    if value is _NO_JSON and stripped[:1] in ("{", "["):
+        value = literal(stripped)  # templates that print an object of the history print Python's form
+        return text if value is None else value
     return text if value is _NO_JSON else value
 
 
@@ -121,6 +127,12 @@ MINIMAX = TaggedForm(
     re.compile(r'\s*<parameter name="?([^">]+)"?>'),
     "</parameter>",
     "</invoke>",
+)
+DEEPSEEK = TaggedForm(
+    re.compile(r'\s*<｜DSML｜invoke name="([^"<>]+)">'),
+    re.compile(r'\s*<｜DSML｜parameter name="([^"<>]+)"(?: string="(true|false)")?>'),
+    "</｜DSML｜parameter>",
+    "</｜DSML｜invoke>",
 )
 MINICPM = TaggedForm(re.compile(r'\s*"?([^">\s]+)"?\s*>'), re.compile(r'\s*<param name="?([^">]+)"?\s*>'), "</param>")
 MUSE = TaggedForm(

@@ -12,7 +12,8 @@ _KNOWN = frozenset(["type", "properties", "required", "additionalProperties", "$
 
 @dataclass(frozen=True)
 class WrittenTags:
-    """The tags around calls and arguments; ``{name}`` and ``{key}`` stand for the names."""
+    """The tags around calls and arguments; ``{name}`` and ``{key}`` stand for the names, ``{is_text}`` for true where
+    the argument is text."""
 
     call: str
     argument: str
@@ -36,7 +37,7 @@ def arguments_of(schema_text: str) -> list[TaggedArgument] | None:
     """The arguments that a prepared schema allows; None if tags cannot say all of them."""
     schema = json.loads(schema_text)
     properties = schema.get("properties")
-    if not isinstance(properties, dict) or not properties or schema.get("additionalProperties") is not False:
+    if not isinstance(properties, dict) or schema.get("additionalProperties") is not False:
         return None
     required = schema.get("required", [])
     if (

@@ -47,7 +47,11 @@ class TemplateLimits:
     no_user: bool = False
     """Tools, or any conversation, without a user message at the beginning."""
     calls: bool = False
-    """Calls and their results."""
+    """Calls, and perhaps their results."""
+    results: bool = False
+    """Results of calls in messages of their own."""
+    call_text: bool = False
+    """Text beside calls, which is dropped."""
     tools: bool = False
     """Tools."""
     moving_tools: bool = False
@@ -56,9 +60,13 @@ class TemplateLimits:
     @classmethod
     def of(cls, template: str, render: Render | None = None) -> TemplateLimits:
         """The limits of a template; ``render`` renders by it, and without ``render`` its text must do."""
-        if render is None or not _shows(render, [_user("apple")], "apple"):
+        if render is None:
             return cls._read(template)
-        return cls._tried(template, render)
+        if _shows(render, [_user("apple")], "apple"):
+            return cls._tried(template, render, needs_tools=False)
+        if _shows(render, [_user("apple")], "apple", tools=True):
+            return cls._tried(template, render, needs_tools=True)
+        return cls._read(template)
 
     @classmethod
     def _read(cls, template: str) -> TemplateLimits:
@@ -76,11 +84,15 @@ class TemplateLimits:
             long_call_ids="length 9" in template or "length != 9" in template,
             no_user=_wants_user(template),
             calls="tool_calls" not in template,
+            results="tool_calls" not in template,
             moving_tools="[AVAILABLE_TOOLS]" in template and "[-1]" in template,
         )
 
     @classmethod
-    def _tried(cls, template: str, render: Render) -> TemplateLimits:
+    def _tried(cls, template: str, render: Render, needs_tools: bool) -> TemplateLimits:
+        def shows(messages: Sequence[Message], *words: str) -> bool:
+            return _shows(render, messages, *words, tools=needs_tools)
+
         takes_long = _shows(render, _called(_LONG_ID), "apple", "quince", "melon", tools=True)
         takes_short = _shows(render, _called(_SHORT_ID), "apple", "quince", "melon", tools=True)
         takes_calls, call_id = takes_long or takes_short, _LONG_ID if takes_long else _SHORT_ID
@@ -89,14 +101,16 @@ class TemplateLimits:
         leading = [_system("grape"), _user("apple")]
         longer = [*leading, _assistant("cherry"), _user("melon")]
         return cls(
-            late_system=not _shows(render, late, "apple", "cherry", "grape", "melon"),
-            any_system=not (_shows(render, leading, "grape", "apple") and _shows(render, longer, "grape", "apple")),
-            repeated_roles=not _shows(render, [_user("apple"), _user("melon")], "apple", "melon"),
+            late_system=not shows(late, "apple", "cherry", "grape", "melon"),
+            any_system=not (shows(leading, "grape", "apple") and shows(longer, "grape", "apple")),
+            repeated_roles=not shows([_user("apple"), _user("melon")], "apple", "melon"),
             parallel_calls=takes_calls and not takes_two,
             long_call_ids=takes_short and not takes_long,
             no_user=_wants_user(template) or not _shows(render, [_system("grape")], "grape", tools=True),
             call_names=takes_calls and not _shows(render, _called(call_id), "apple", "weigh_fruit", tools=True),
             calls=not takes_calls,
+            results=not takes_calls and not _shows(render, _result_of_text(), "cherry", "melon", tools=True),
+            call_text=takes_calls and not _shows(render, _called(call_id, text="cherry"), "cherry", tools=True),
             tools=not _shows(render, [_user("apple")], "weigh_fruit", tools=True),
             moving_tools=_shows(render, longer[1:], "cherry", "weigh_fruit", tools=True),
         )
@@ -118,12 +132,17 @@ def _shows(render: Render, messages: Sequence[Message], *words: str, tools: bool
     return True
 
 
-def _called(*call_ids: str) -> list[dict[str, Any]]:
-    """A question, calls with these ids, and their results."""
+def _called(*call_ids: str, text: str = "") -> list[dict[str, Any]]:
+    """A question, calls with these ids beside ``text``, and their results."""
     function = {"name": "weigh_fruit", "arguments": {"fruit": "quince"}}
     calls = [{"id": one, "type": "function", "function": function} for one in call_ids]
     results = [{"role": "tool", "name": "weigh_fruit", "tool_call_id": one, "content": "melon"} for one in call_ids]
-    return [_user("apple"), {"role": "assistant", "content": "", "tool_calls": calls}, *results]
+    return [_user("apple"), {"role": "assistant", "content": text, "tool_calls": calls}, *results]
+
+
+def _result_of_text() -> list[dict[str, Any]]:
+    """A question, a call that is text, and its result."""
+    return [_user("apple"), _assistant("cherry"), _called(_LONG_ID)[-1]]
 
 
 def _user(content: str) -> dict[str, Any]:

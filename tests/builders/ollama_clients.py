@@ -98,10 +98,14 @@ class OpenWebUi:
     loaded: list[dict[str, Any]]
     chat: str
     title: str
+    tags: str
 
 
-def open_webui(url: str) -> OpenWebUi:
-    """Verify the connection, list the models, chat, and ask for a title: with the requests of Open WebUI."""
+def open_webui(url: str, title_tokens: int = 1000) -> OpenWebUi:
+    """Verify the connection, list the models, chat, ask for title and tags: with the requests of Open WebUI 0.12.
+
+    ``title_tokens`` is the limit of a title, which a small model may fill.
+    """
     headers = {
         "Content-Type": "application/json",
         "Authorization": "Bearer sk-none",
@@ -112,18 +116,62 @@ def open_webui(url: str) -> OpenWebUi:
         version = client.get("/api/version").raise_for_status().json()["version"]
         (model,) = client.get("/api/tags").raise_for_status().json()["models"]
         loaded = client.get("/api/ps").raise_for_status().json()["models"]
-        body = {"model": model["model"], "messages": _user("Hi"), "stream": True, "options": {"temperature": 0.0}}
+        name = {"model": model["model"]}
+        options = {"temperature": 0.0, "repeat_penalty": 0}
+        limited = {**options, "num_predict": 24}  # by the settings of the model, so that a small one ends
+        body = {**name, "messages": _user("Hi"), "options": limited, "stream": True, "tools": OPEN_WEBUI_TOOLS}
         chat = client.post("/api/chat", content=json.dumps(body)).raise_for_status()
-        task = {
-            **body,
-            "messages": _user("### Task:\nGenerate a concise title.\n### Output:\nJSON format: { \"title\": \"…\" }"),
+        asked = {
+            **name,
+            "messages": _user(_TITLE),
+            "options": {**options, "num_predict": title_tokens},
             "stream": False,
-            "options": {"num_predict": 100, "temperature": 0.0, "repeat_penalty": 0},
-            "metadata": {"task": "title_generation", "chat_id": None},
-        }  # fmt: skip
-        title = client.post("/api/chat", content=json.dumps(task)).raise_for_status().json()
+        }
+        title = client.post("/api/chat", content=json.dumps(asked)).raise_for_status().json()
+        asked = {**name, "messages": _user(_TAGS), "options": limited, "stream": False}
+        tags = client.post("/api/chat", content=json.dumps(asked)).raise_for_status().json()
     text = "".join(line["message"]["content"] for line in strict_lines(chat.content))
-    return OpenWebUi(version, model, loaded, text, title["message"]["content"])
+    return OpenWebUi(version, model, loaded, text, title["message"]["content"], tags["message"]["content"])
+
+
+def open_webui_by_openai(url: str) -> OpenWebUi:
+    """The same with the requests of its connection to OpenAI's API."""
+    with httpx.Client(base_url=f"{url}/v1", headers={"Authorization": "Bearer any"}, timeout=PATIENCE_S) as client:
+        (model,) = client.get("/models").raise_for_status().json()["data"]
+        body = {"stream": True, "model": model["id"], "messages": _user("Hi"), "tools": OPEN_WEBUI_TOOLS}
+        chat = client.post("/chat/completions", json=body).raise_for_status().text
+        asked = {"model": model["id"], "messages": _user(_TITLE), "stream": False, "max_tokens": 1000}
+        title = client.post("/chat/completions", json=asked).raise_for_status().json()
+        asked = {"model": model["id"], "messages": _user(_TAGS), "stream": False}
+        tags = client.post("/chat/completions", json=asked).raise_for_status().json()
+    events = [line.removeprefix("data: ") for line in chat.splitlines() if line.startswith("data: {")]
+    deltas = [choice["delta"] for event in events for choice in json.loads(event)["choices"]]
+    text = "".join(delta.get("content") or "" for delta in deltas)
+    said = [one["choices"][0]["message"]["content"] for one in (title, tags)]
+    return OpenWebUi("", model, [], text, *said)
+
+
+_TITLE = '### Task:\nGenerate a concise title.\n### Output:\nJSON format: { "title": "…" }'
+_TAGS = '### Task:\nGenerate 1-3 broad tags.\n### Output:\nJSON format: { "tags": ["…", "…"] }'
+OPEN_WEBUI_TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "Does it.", "parameters": parameters}}
+    for name, parameters in (
+        ("get_current_timestamp", {"properties": {}, "type": "object"}),
+        (
+            "search_chats",
+            {
+                "properties": {
+                    "query": {"description": "Words to find.", "type": "string"},
+                    "count": {"default": 5, "description": "How many.", "type": "integer"},
+                    "start": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None},
+                },
+                "required": ["query"],
+                "type": "object",
+            },
+        ),
+    )
+]
+"""Tools as Open WebUI 0.12 offers them in each chat, of which it has 36."""
 
 
 def zed(url: str, num_predict: int | None = None) -> tuple[str, int, Called]:

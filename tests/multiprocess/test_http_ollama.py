@@ -178,7 +178,7 @@ def test_home_assistant(http_cluster: HttpCluster) -> None:
 
 
 def test_open_webui(http_cluster: HttpCluster) -> None:
-    found = clients.open_webui(http_cluster.url)
+    found = clients.open_webui(http_cluster.url, title_tokens=24)
     assert found.chat
     assert found.title
 

@@ -52,13 +52,29 @@ def render(
         if not isinstance(error, UndefinedError):
             raise
         failed: Exception = error
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
+    except _ERRORS as error:
         failed = error
-    _rendered(template, _GREETING, variables)  # raises where the template itself is broken
+    if not any(_renders(template, greeting, variables) for greeting in _GREETINGS):
+        raise failed  # the template itself is broken
     raise TemplateRefusal(str(failed)) from failed
 
 
-_GREETING = Conversation.of("hi")
+_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""What a template raises on a conversation that it does not take."""
+_FUNCTION = {"name": "greet", "description": "Greets.", "parameters": {"type": "object", "properties": {}}}
+_GREETINGS = (
+    Conversation.of("hi"),
+    Conversation(Conversation.of("hi").messages, ({"type": "function", "function": _FUNCTION},)),
+)
+"""Conversations of which any template takes one: some take none without tools."""
+
+
+def _renders(template: str, conversation: Conversation, variables: Mapping[str, Any]) -> bool:
+    try:
+        _rendered(template, conversation, variables)
+    except _ERRORS:
+        return False
+    return True
 
 
 def _rendered(

@@ -106,6 +106,7 @@ def _open_webui(target: Target, _: Folders) -> Launch:
         note="Open WebUI reads these at its first start; later they are in its Admin Settings, under Connections. "
         "In Docker, the host is host.docker.internal instead of 127.0.0.1",
         install="pip install open-webui",
+        first_prompt=6_700,
     )
 
 

@@ -71,14 +71,22 @@ def test_home_assistant_is_told_of_a_model_that_is_not_there(serve: Serve) -> No
 
 
 def test_open_webui(serve: Serve) -> None:
-    url, service = serve(HELLO, answer('{"title": "Greeting"}'))
+    url, service = serve(HELLO, answer('{"title": "Greeting"}'), answer('{"tags": ["General"]}'))
     found = clients.open_webui(url)
     check_listed(found.model)
     assert found.loaded[0]["name"] == found.model["name"]
     assert found.version == "0.14.3"
     assert found.chat == "Hello"
-    assert found.title == '{"title": "Greeting"}'
-    assert [played.request.options.max_tokens for played in service.played] == [2048, 1000]
+    assert (found.title, found.tags) == ('{"title": "Greeting"}', '{"tags": ["General"]}')
+    assert [played.request.options.max_tokens for played in service.played] == [24, 1000, 24]
+
+
+def test_open_webui_by_its_connection_to_openai(serve: Serve) -> None:
+    url, service = serve(HELLO, answer('{"title": "Greeting"}'), answer('{"tags": ["General"]}'))
+    found = clients.open_webui_by_openai(url)
+    assert found.chat == "Hello"
+    assert (found.title, found.tags) == ('{"title": "Greeting"}', '{"tags": ["General"]}')
+    assert [played.request.options.max_tokens for played in service.played] == [2048, 1000, 2048]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -96,6 +96,12 @@ CASES = [
         "<|message|>{}<|call|>",
         [Text("I look."), *call("now", "{}")],
     ),
+    # behind a prompt that ends with the role
+    (
+        t.HARMONY,
+        ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "Paris"}<|call|>',
+        call("get_weather", PARIS),
+    ),
     # templates without tools, by edgepp's own prompt
     (t.PLAIN, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', call("now", "{}")),
     (t.PLAIN, '{"name": "now", "arguments": {}}', call("now", "{}")),
@@ -201,6 +207,34 @@ CASES = [
         "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>",
         call("get_weather", PARIS),
     ),
+    # an object as the template of Seed-OSS prints those of the history
+    (
+        t.SEED,
+        "<seed:tool_call>\n<function=get_weather>\n<parameter=days>{'a': [1, None, \"b\"]}</parameter>\n</function>\n"
+        "</seed:tool_call>",
+        call("get_weather", '{"days": {"a": [1, null, "b"]}}'),
+    ),
+    # DeepSeek V3.2 and V4, Apertus, Apriel, GigaChat 3.1
+    (
+        t.DEEPSEEK_32,
+        'I look.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" '
+        'string="true">\nParis</｜DSML｜parameter>\n<｜DSML｜parameter name="days" '
+        'string="false">3</｜DSML｜parameter>\n'
+        '</｜DSML｜invoke>\n<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+        [Text("I look.\n\n"), *call("get_weather", '{"city": "\\nParis", "days": 3}'), *call("now", "{}")],
+    ),
+    (
+        t.DEEPSEEK_4,
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>',
+        call("now", "{}"),
+    ),
+    (
+        t.APERTUS,
+        'I look.<|tools_prefix|>[{"get_weather": {"city": "Paris"}}, {"now": {}}]<|tools_suffix|>',
+        [Text("I look."), *call("get_weather", PARIS), *call("now", "{}")],
+    ),
+    (t.APRIEL, '\n<tool_calls>[{"name": "now", "arguments": {}, "id": "1"}]</tool_calls>', call("now", "{}")),
+    (t.GIGACHAT, 'I look.<|function_call|>{"name": "now", "arguments": {}}', [Text("I look."), *call("now", "{}")]),
 ]
 TEXTS = [
     (t.LLAMA, '{"city": "Paris"}'),
@@ -230,4 +264,10 @@ TEXTS = [
     (t.COMMAND_R, "Action: ```js"),
     (t.COMMAND_A, '<|START_ACTION|>[{"tool_name": "unknown", "parameters": {}}]<|END_ACTION|>'),
     (t.PLAIN, "   "),
+    (t.HARMONY, " to be or not to be"),
+    (t.APERTUS, '<|tools_prefix|>[{"unknown": {}}]<|tools_suffix|>'),
+    (
+        t.DEEPSEEK_32,
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="unknown">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+    ),
 ]

@@ -129,10 +129,11 @@ THINKING = (
 """A template that begins the reasoning itself, like those of DeepSeek's R1."""
 
 QWEN_CODER = QWEN.replace("Write <tool_call>", "Write <tool_call>\\n<function=f>\\n<parameter=p>\\n…")
+GLM_LINES = "{{ messages[0].content }}<arg_key>{{ k }}</arg_key>\n<arg_value>{{ v }}</arg_value>"
 GLM = "[gMASK]{{ messages[0].content }}<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>"
 MISTRAL_ARGS = "{{ messages[0].content }}[TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}"
 LFM = "<|tool_list_start|>{{ tools }}<|tool_call_start|>[f()]<|tool_call_end|>{{ messages[0].content }}"
-KIMI_K2 = "{{ messages[0].content }}<|tool_calls_section_begin|>"
+KIMI_K2 = "{{ messages[0].content }}<|tool_calls_section_begin|><|tool_call_end|>"
 MINIMAX = "{{ messages[0].content }}<minimax:tool_call>"
 GEMMA_4 = "{{ messages[0].content }}<|tool_call>call:f<tool_call|>"
 FUNCTION_GEMMA = "{{ messages[0].content }}<start_function_call>"
@@ -145,6 +146,22 @@ NEMOTRON = "{{ messages[0].content }}<TOOLCALL>[]</TOOLCALL>"
 JAMBA = "{{ messages[0].content }}<tool_calls>"
 KIMI_K3 = "{{ messages[0].content }}<|open|>tools<|sep|>"
 HARMONY = "<|start|>user<|message|>{{ messages[0].content }}<|end|><|start|>assistant<|channel|><|constrain|>"
+
+DEEPSEEK_32 = "{{ messages[0].content }}{% set mark = '｜DSML｜' %}{{ '<' + mark + 'function_calls>' }}"
+DEEPSEEK_4 = DEEPSEEK_32.replace("function_calls>", "tool_calls>")
+APERTUS = "{{ messages[0].content }}<|tools_prefix|>[]<|tools_suffix|>"
+APRIEL = "{{ messages[0].content }}<tool_calls>[]</tool_calls>Here are my reasoning steps:[BEGIN FINAL RESPONSE]"
+GIGACHAT = "{{ messages[0].content }}<|function_call|>"
+GRANITE_TEXT = (
+    "{{ tools | tojson if tools }}<|tool_call|>{% for message in messages %}"
+    "{{ '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] }}{% endfor %}"
+)
+"""In the form of Granite 3.3 and LFM2: it shows tools and any role, and no calls."""
+HERMES_TOOLS = QWEN.replace(
+    "{{- '<|im_start|>assistant\\n' + message.content }}",
+    "{{- '<|im_start|>assistant\\n' }}{%- if not message.tool_calls %}{{- message.content }}{%- endif %}",
+).replace("{%- if tools %}", "{%- for one in tools %}{%- endfor %}{%- if tools %}", 1)
+"""In the form of Hermes: it drops the text beside calls, and takes no conversation without tools."""
 
 _DEEPSEEK_TURNS = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"

@@ -19,6 +19,7 @@ TEMPLATES = [
     t.LLAMA, t.QWEN, t.MISTRAL, t.MISTRAL_ARGS, t.PLAIN, t.QWEN_CODER, t.GLM, t.LFM, t.KIMI_K2, t.MINIMAX, t.GEMMA_4,
     t.FUNCTION_GEMMA, t.MINICPM, t.LONGCAT, t.MUSE, t.PHI, t.GRANITE, t.NEMOTRON, t.JAMBA,
     t.DEEPSEEK, t.DEEPSEEK_31, t.COMMAND_R, t.COMMAND_A, t.INTERNLM, t.SEED,
+    t.GLM_LINES, t.DEEPSEEK_32, t.DEEPSEEK_4, t.APERTUS, t.GIGACHAT,
 ]  # fmt: skip
 BOUNDED = Tool("look", "Looks.", bounded_tool_schema())
 STRICT = replace(WEATHER, strict=True)
@@ -195,6 +196,42 @@ def test_tags_hold_strings_as_they_are_and_other_values_as_json() -> None:
     union = Tool("union", parameters={"properties": {"a": {"type": ["string", "integer"]}}, "required": ["a"]})
     as_json = '<tool_call>{"name": "union", "arguments": {"a": "x"}}</tool_call>'
     assert is_allowed(constraint(t.QWEN_CODER, ToolUse((union,), "required", named="union"), CLOSED), as_json)
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [
+        (t.GLM, "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Oslo</arg_value></tool_call>"),
+        (t.GLM_LINES, "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n</tool_call>"),
+        (t.GLM, "<tool_call>stop</tool_call>"),
+        (t.QWEN_CODER, "<tool_call>\n<function=stop>\n</function>\n</tool_call>"),
+        (
+            t.KIMI_K2,
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.stop:0<|tool_call_argument_begin|>{}"
+            "<|tool_call_end|><|tool_calls_section_end|>",
+        ),
+        (
+            t.COMMAND_A,
+            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "stop", "parameters": {}}\n]<|END_ACTION|>',
+        ),
+        (
+            t.COMMAND_R,
+            'Action:\n```json\n[\n    {\n        "tool_name": "stop",\n        "parameters": {}\n    }\n]```',
+        ),
+        (t.APRIEL, '<tool_calls>[{"name": "stop", "arguments": {}}]</tool_calls>'),
+        (t.APERTUS, '<|tools_prefix|>[{"get_weather": {"city": "Oslo"}}, {"stop": {}}]<|tools_suffix|>'),
+        (
+            t.DEEPSEEK_32,
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" '
+            'string="true">Oslo</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">'
+            "3</｜DSML｜parameter>\n"
+            "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        ),
+    ],
+)
+def test_a_grammar_admits_calls_as_the_template_writes_them(template, answer) -> None:
+    stop = Tool("stop", parameters={"type": "object", "properties": {}})
+    assert is_allowed(constraint(template, ToolUse((WEATHER, stop), "required"), CLOSED), answer)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

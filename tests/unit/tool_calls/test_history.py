@@ -193,6 +193,21 @@ def test_a_template_that_drops_calls_gets_them_as_text() -> None:
     assert '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>' in text
 
 
+def test_a_template_that_shows_tools_and_no_calls_gets_them_as_its_model_writes_them() -> None:
+    if form is not tried_form:
+        return  # the text says that it knows no calls, and not that it shows results
+    text = rendered(t.GRANITE_TEXT, PARALLEL)
+    assert '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}, {"name": "now"' in text
+    assert "<|start_of_role|>tool<|end_of_role|>RAIN" in text
+
+
+def test_text_beside_calls_that_a_template_drops_stands_in_front_of_them() -> None:
+    if form is not tried_form:
+        return
+    text = rendered(t.HERMES_TOOLS, PARALLEL)
+    assert text.index("I look both up.") < text.index('<tool_call>\n{"name": "get_weather"')
+
+
 def test_where_tools_move_with_the_newest_question_earlier_turns_stay_as_they_are() -> None:
     """The stages keep what two prompts begin with: with Mistral's template all turns but the last."""
 

@@ -111,6 +111,7 @@ def test_claude_asks_for_a_key_when_it_needs_one() -> None:
         ("claude", 16_384, "leaves 4,184 tokens"),
         ("opencode", 4096, "too small for any question"),
         ("codex", 4096, "leaves 2,096 tokens"),
+        ("open-webui", 4096, "too small for any question"),
     ],
 )
 def test_a_context_that_is_too_small_for_a_client_is_warned_of(client: str, context: int, words: str) -> None:
