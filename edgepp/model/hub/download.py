@@ -1,4 +1,4 @@
-"""Downloads a model from the hub: the small files, then the byte ranges of the needed tensors."""
+"""Download of a model from the hub: the small files, then the byte ranges of the needed tensors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def download(source: HubRepository, parts: ModelParts, on_progress: Progress | N
 
 
 class _ProgressCounter:
-    """Counts the bytes done and the bytes in all for ``on_progress``; safe from several threads."""
+    """Counter of the bytes done and the bytes in all, for ``on_progress``; ``add`` is safe from several threads."""
 
     def __init__(self, on_progress: Progress | None) -> None:
         self._on_progress = on_progress

@@ -1,4 +1,4 @@
-"""Checks a prompt before it is encoded: the fields of its messages, its size and depth, and that it is Unicode text.
+"""Checks of a prompt before it is encoded: fields of its messages, size, depth, and that its text is Unicode.
 
 A conversation comes from other programs, and goes to a chat template that expects certain fields and types.
 """
@@ -80,7 +80,7 @@ def characters_of(prompt: Prompt) -> int:
 
 
 def rendered_characters_of(conversation: Conversation) -> int:
-    """Characters of the texts of which a chat template shows each: without reasoning, which many show in part only."""
+    """Characters of the texts that every chat template renders whole: all but reasoning."""
     shown = [
         [value for name, value in message.items() if name != "reasoning_content"] for message in conversation.messages
     ]
