@@ -39,10 +39,10 @@ _KEPT_RESULTS = 8
 
 @dataclass
 class _Result:
-    """What a step of some rows gave; ``hidden`` (1, T, D) of a chunk, or the ``logits`` of one row per sequence."""
+    """Result of a step of some rows: ``hidden`` (1, T, D) of a chunk, or the ``logits`` of one row per sequence."""
 
     first: int
-    """Number of its first row."""
+    """Number of the first row of the result."""
     rows: int
     sequences: tuple[int, ...]
     hidden: Any = None
@@ -55,7 +55,7 @@ class _Ahead:
 
     sequence: int
     token: int | None
-    """Token that it computes; None until the host knows it."""
+    """Token that the step computes; None until the host knows the token."""
     logits: ComputedLogits
 
 
@@ -105,7 +105,7 @@ class OneAheadStage(MlxStage):
         return self._numbered(_Result(0, 1, (sequence,), logits=logits))
 
     def _begin(self, cache: SequenceCache, token: Any, layers: Sequence[Any]) -> ComputedLogits:
-        """Let the GPU compute ``token`` (1,) at the next position; returns what its logits will be."""
+        """Let the GPU compute ``token`` (1,) at the next position; returns the logits, not evaluated."""
         logits = ComputedLogits(self._ends.logits_through(layers, token, cache.model_entries()))
         begin(*logits.arrays, cache.states())
         cache.length += 1
@@ -185,7 +185,7 @@ class OneAheadStage(MlxStage):
         return np.arange(result.first, self._next_number, dtype=np.float32)[:, None]
 
     def logits_of(self, numbers: Array) -> DeviceLogits:
-        """Logits of the rows with these ``numbers`` (T, 1), which are in turn in one step.
+        """Logits of the rows with these ``numbers`` (T, 1), which are consecutive rows of one step.
 
         Raises:
             StageFault: there is no such result any more, or memory ran out.
@@ -207,7 +207,7 @@ class OneAheadStage(MlxStage):
         return logits.rows(range(len(rows)))
 
     def _take_ahead(self, sequence: int, token: int) -> ComputedLogits | None:
-        """The logits of the step ahead if it computes ``token`` of ``sequence``; a step with another is dropped."""
+        """The logits of the step ahead if it computes ``token`` of ``sequence``; None for any other step."""
         ahead = self._ahead
         if ahead is None or ahead.sequence != sequence or ahead.token != token:
             return None
@@ -274,7 +274,7 @@ def _ids(rows: Array, vocabulary: int) -> list[int]:
     """Token ids of rows (T, 1).
 
     Raises:
-        StageFault: the rows hold something else.
+        StageFault: the rows do not hold token ids.
     """
     if rows.ndim != 2 or rows.shape[1] != 1 or not len(rows):
         raise StageFault(f"token ids of shape {rows.shape} are not (T, 1)")

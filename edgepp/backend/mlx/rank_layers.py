@@ -37,7 +37,7 @@ class _ReducedHalf(nn.Module):  # type: ignore[misc]
 
 
 def reduce_halves(layers: Sequence[Any], checkpoint: ShardedCheckpoint, reduction: Reduction) -> None:
-    """Let ``layers``, which hold the rank's weights, compute its heads and add up their halves over the ranks.
+    """Let ``layers``, which hold the rank's weights, compute the rank's heads and add up halves over the ranks.
 
     Raises:
         ModelError: the layers are not made of attention and MLP as those of the plain families.

@@ -1,7 +1,7 @@
-"""Which architectures the ONNX graph can express, read from a model's configuration.
+"""Architectures that the ONNX graph can express, read from a model's configuration.
 
 Everything that the graph assumes is checked first, so a model is computed as its authors meant it, or is refused with
-the reason. This module does not import ONNX.
+the reason. Does not import ONNX.
 """
 
 from __future__ import annotations
