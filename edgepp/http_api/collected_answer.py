@@ -39,7 +39,7 @@ class CollectedChoice:
     calls: list[CollectedCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt: PromptLogprobs | None = None
-    """Those of the prompt, if they were asked for."""
+    """Log-probabilities of the prompt, if they were asked for."""
     finish_reason: FinishReason = "stop"
     stop_string: str | None = None
     usage: Usage = field(default_factory=Usage)

@@ -44,7 +44,7 @@ async def _nothing(_whole: LineDelta) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Question:
-    """What a body asks."""
+    """The question of a body."""
 
     asked: GenerationRequest
     extra: Extra = _nothing

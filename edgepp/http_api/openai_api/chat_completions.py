@@ -57,7 +57,7 @@ def chat_completions(service: ModelService) -> Handler:
 
 
 def openai_finish(reason: FinishReason) -> str:
-    """OpenAI's word; an answer that the cluster cancelled is not whole."""
+    """OpenAI's name of a finish reason; an answer that the cluster cancelled counts as cut by its length."""
     return "length" if reason == "cancelled" else reason
 
 
