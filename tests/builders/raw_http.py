@@ -46,7 +46,7 @@ class RawClient:
         self.writer = writer
 
     async def send(self, data: bytes | str) -> None:
-        """Send bytes; what does not fit is kept, and errors are seen by the reader."""
+        """Send bytes; bytes that do not fit are kept, and the reader meets errors."""
         self.writer.write(data.encode() if isinstance(data, str) else data)
         with suppress(ConnectionError):
             await self.writer.drain()
@@ -74,12 +74,12 @@ class RawClient:
         return found
 
     async def until(self, text: bytes) -> bytes:
-        """What comes up to ``text``."""
+        """The bytes that come up to ``text``, and ``text``."""
         async with asyncio.timeout(PATIENCE_S):
             return await self.reader.readuntil(text)
 
     async def rest(self) -> bytes:
-        """What comes until the server closes the connection."""
+        """The bytes that come until the server closes the connection."""
         found = b""
         async with asyncio.timeout(PATIENCE_S):
             with suppress(ConnectionError):
