@@ -296,7 +296,7 @@ class TestHostileHubs:
         model = make_checkpoint(tmp_path / "m", SHAPE, files=2)
         (model / "model-00002-of-00002.safetensors").unlink()
         hub.repositories[NAME] = model
-        with pytest.raises(ModelError, match="which is not there"):
+        with pytest.raises(ModelError, match="which the repository lacks"):
             fetch(NAME)
 
     def test_an_index_may_not_name_tensors_that_no_file_has(self, hub: FakeHub, tmp_path: Path) -> None:

@@ -101,7 +101,10 @@ def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _Progr
             "look for the model under mlx-community, or convert it with `mlx_lm.convert`",
         )
     if unlisted := sorted(files.keys() - listed.keys()):
-        raise ModelError(f"the index of {snapshot.source.name} names {unlisted[0]}, which is not there")
+        raise ModelError(
+            f"the index of {snapshot.source.name} names {unlisted[0]}, which the repository lacks",
+            "take the model from another repository",
+        )
     plan = [piece for name in files for piece in _plan(hub, snapshot, name, listed[name], parts)]
     size_bytes = sum(total(ranges) for _, ranges, _ in plan)
     check_space(folder, size_bytes + _SPARE_BYTES)
@@ -129,7 +132,10 @@ def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:
     settings = Checkpoint.open(folder).settings
     count = settings.num_layers
     if parts.layers is not None and parts.layers.stop > count:
-        raise ModelError(f"layers {parts.layers} lie outside {folder.name}, which has layers 0-{count - 1}")
+        raise ModelError(
+            f"layers {parts.layers} lie outside {folder.name}, which has layers 0-{count - 1}",
+            "choose layers of the model",
+        )
     if card is None:
         return
     for key, found, expected in (
