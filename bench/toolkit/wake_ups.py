@@ -22,7 +22,6 @@ PAUSE_S = 0.005
 """Seconds between two messages: about as long as a stage computes a step."""
 ROUNDS = 100
 _TIME = struct.Struct("d")
-_END = -1.0
 
 
 def measure() -> dict[str, dict[str, float]]:

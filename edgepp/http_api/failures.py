@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from edgepp.errors import EdgeppError
 
@@ -23,8 +23,6 @@ FailureKind: TypeAlias = Literal[
     "overloaded",  # 503, and 529 in Anthropic's API
     "stopped",  # 503: the server closes
 ]
-FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
-
 STATUS: dict[FailureKind, int] = {
     "invalid_request": 400,
     "context_length_exceeded": 400,

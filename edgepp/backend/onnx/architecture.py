@@ -54,7 +54,6 @@ class Rope:
 class Architecture:
     """The sizes and options in which models of these families differ."""
 
-    family: str
     hidden_size: int
     heads: int
     kv_heads: int
@@ -93,7 +92,6 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         if quantisation.mode != "affine":
             raise _unsupported(model, f"whose weights are quantised as {quantisation.mode}")
     return Architecture(
-        family=model.family,
         hidden_size=model.hidden_size,
         heads=model.heads,
         kv_heads=model.kv_heads,
