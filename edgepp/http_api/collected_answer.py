@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from edgepp.http_api.closing import closing
 from edgepp.http_api.generation import (
     ChoiceEnded,
     Ended,
@@ -19,6 +18,7 @@ from edgepp.http_api.generation import (
     ToolCallStarted,
     Usage,
 )
+from edgepp.http_api.iterator_closing import closing
 
 
 @dataclass

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, InternalError, UsageError
 from edgepp.http_api.body_decoding import decoded
-from edgepp.http_api.closing import closing
 from edgepp.http_api.failures import FailureKind, RequestError, not_allowed
 from edgepp.http_api.generation import GenerationEvent, Queued
+from edgepp.http_api.iterator_closing import closing
 
 log = logging.getLogger("edgepp.http_api")
 

@@ -18,12 +18,12 @@ from rich.text import Text
 
 from edgepp import __version__
 from edgepp.benchmark.comparison import FILE, Comparison, Difference, compare, read
+from edgepp.benchmark.history_entry import entry
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown import markdown
 from edgepp.benchmark.markdown_table import number, spread
 from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement, ReportProgress
 from edgepp.benchmark.origin_table import layout_name
-from edgepp.benchmark.remembered import entry
 from edgepp.benchmark.report import NAMES, BenchmarkReport, MeasuredTarget
 from edgepp.benchmark.target import cluster, local
 from edgepp.benchmark.workload import Askable, FreshOwners

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgepp
-from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator.answer_service import AnswerService
 from edgepp.coordinator.json_codec import encode_question
 from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.engine.engine_request import EngineRequest

@@ -8,8 +8,8 @@ _MAX_NEEDED = 64
 
 
 @dataclass
-class Following:
-    """Record of how often the engine draws the same tokens as the GPU for one sequence."""
+class AheadPolicy:
+    """Policy for one sequence, by how often the engine draws the same tokens as the GPU."""
 
     drawn: int | None = None
     """The token behind the newest position; None if the GPU drew none."""
