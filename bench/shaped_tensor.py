@@ -30,9 +30,9 @@ from edgepp.plan.ways import ways
 
 WAYS = ("one", "pipeline", "tensor")
 MAX_WORSE = 0.05
-"""Part by which the way that the planner chose may measure worse than the best way."""
+"""Part by which what the planner chose may measure worse than the best way."""
 MAX_WRONG = 0.10
-"""Part by which a prediction may differ from the measurement."""
+"""Part by which a prediction may differ from what is measured."""
 
 
 def parse() -> argparse.Namespace:
@@ -63,7 +63,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def _link(options: argparse.Namespace, delay_ms: float, layers: int) -> dict[str, Any]:
-    """Choice and predictions of the planner at one delay, and the measured speed of each way."""
+    """What the planner chose and predicts at one delay, and the measured speed of each way."""
     say(f"{options.mbit:g} Mbit/s, {delay_ms:g} ms one way")
     with two_hosts(delay_ms, discipline(options.mbit), options.model, options.threads) as hosts:
         with hosts.cluster(("--policy", "speed"), ()) as cluster:
@@ -91,14 +91,14 @@ def _link(options: argparse.Namespace, delay_ms: float, layers: int) -> dict[str
 
 
 def _way_of(status: dict[str, Any]) -> str:
-    """The way in which a cluster runs its model: one machine, a pipeline, or shared layers."""
+    """Which way a cluster runs its model."""
     if any(stage["ranks"] for stage in status["stages"]):
         return "tensor"
     return "pipeline" if len({stage["node_id"] for stage in status["stages"]}) > 1 else "one"
 
 
 def _predicted(status: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Prediction of `edgepp plan` for each way on a live cluster."""
+    """What `edgepp plan` predicts of each way on a live cluster."""
     model = read_model(options.model)
     question = ClusterQuestion(model, Workload(options.prompt_tokens, options.gen, (1,)), context=status["context"])
     return {
@@ -135,7 +135,7 @@ def _measure(options: argparse.Namespace, hosts: TwoHosts, way: str, layers: int
 
 
 def faults(_: argparse.Namespace, result: Result) -> EdgeppError | None:
-    """An error where the planner chose a way that measures clearly worse, or a prediction is far off."""
+    """An error where the planner chose what measures clearly worse, or a prediction is far off."""
     wrong = []
     for link in result["links"]:
         if link["chosen_to_best"] < 1 - MAX_WORSE:
