@@ -151,13 +151,13 @@ def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:
 
 
 def _plan(
-    hub: HubClient, snapshot: Snapshot, name: str, listed: int, parts: ModelParts
+    hub: HubClient, snapshot: Snapshot, name: str, listed_bytes: int, parts: ModelParts
 ) -> list[tuple[PartialFile, list[Range], bool]]:
     """The ranges to fetch of a file, and whether the hub supports ranges; if not, the only range is the whole file."""
     path = snapshot.folder / name
     file = PartialFile.open(path)
     if file is None:
-        head, size_bytes, ranged = _head(hub, snapshot.commit, name, listed)
+        head, size_bytes, ranged = _head(hub, snapshot.commit, name, listed_bytes)
         file = PartialFile.create(path, size_bytes, head)
     elif file.missing_tensors(parts.wants):
         with closing(hub.stream(snapshot.commit, name, 0, 8)) as chunks:
@@ -167,7 +167,7 @@ def _plan(
     return [(file, file.missing_ranges(parts.wants) if ranged else [(0, file.size_bytes)], ranged)]
 
 
-def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
+def _head(hub: HubClient, commit: str, name: str, listed_bytes: int) -> tuple[bytes, int, bool]:
     """First bytes of a safetensors file including the header, size of the file, and whether the hub supports ranges."""
     head = bytearray()
     size_bytes, ranged = 0, False
@@ -175,7 +175,7 @@ def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, i
     while len(head) < stop:
         with closing(hub.stream(commit, name, len(head), stop)) as chunks:
             for chunk in chunks:
-                hub.check_size(name, chunk.size_bytes, listed)
+                hub.check_size(name, chunk.size_bytes, listed_bytes)
                 head[chunk.offset :] = chunk.data
                 size_bytes, ranged = chunk.size_bytes, chunk.ranged
                 if len(head) >= stop:
