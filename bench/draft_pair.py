@@ -129,7 +129,7 @@ class SingleLayers:
     def times_s(self, hidden: Array) -> tuple[list[float], float]:
         """Median seconds of one row behind the text ``hidden``: of each layer, and of embedding and head together.
 
-        Every step goes through the whole model, so that the weights of a layer come from where they come from else.
+        Every step goes through the whole model, so that caches hold as much of a layer's weights as in a real step.
         """
         for stage in self._stages:
             stage.open(1, len(hidden) + _TIMED)
@@ -152,7 +152,7 @@ class SingleLayers:
 
 
 def best_block(layers: SingleLayers, answers: Sequence[Answer], before: Sequence[list[Array]], keep: int) -> list[int]:
-    """The ``keep`` layers that are left without the block whose loss leaves most guesses right.
+    """The ``keep`` layers that remain without one block of layers, chosen so that most guesses are right.
 
     ``before`` has the hidden states before each layer; the first and the last layer stay.
     """
@@ -192,8 +192,9 @@ def measured(options: argparse.Namespace) -> Result:
 def gains(layers_s: Sequence[float], ends_s: float, kept: Sequence[int], acceptance: float) -> dict[str, float]:
     """The draft's time, in ms and as a share of the model's, and rates by the event model over one process.
 
-    ``free_ratio`` is that of a draft without costs, ``apart_ratio`` of a draft with a core of its own beside one per
-    stage and one of the coordinator, ``shared_ratio`` of a draft that shares the cores of this machine.
+    Each ratio is the rate with guesses divided by that of one process without: ``free_ratio`` of a draft without costs,
+    ``apart_ratio`` where draft, coordinator and each stage have cores of their own, ``shared_ratio`` where all of them
+    share the cores of this machine.
     """
     half = len(layers_s) // _STAGES
     stages_s, model_s = (sum(layers_s[:half]), sum(layers_s[half:])), sum(layers_s) + ends_s

@@ -177,7 +177,7 @@ def _run(side: Side, ids: Sequence[int], generate: int, requests: int, _turn: in
 
 
 def leading(expected: Sequence[int], tokens: Sequence[int]) -> dict[str, int]:
-    """How many leading ``tokens`` are those ``expected``."""
+    """Number of leading ``tokens`` that equal the ``expected`` ones, and number compared."""
     right = next((n for n, (a, b) in enumerate(zip(expected, tokens, strict=True)) if a != b), len(expected))
     return {"equal": right, "of": len(expected)}
 

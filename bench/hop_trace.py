@@ -1,4 +1,4 @@
-"""Where the time of a token goes in a pipeline that computes, hop by hop, on one clock.
+"""Parts of the time of a token in a pipeline that computes, hop by hop, on one clock.
 
     python -m bench.hop_trace --stages 1,2,4
 
@@ -73,7 +73,7 @@ def _summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def idle_states() -> dict[str, str]:
-    """What Linux says about how idle processors of this machine sleep; empty elsewhere."""
+    """Idle states of this machine's processors by Linux; empty on other systems."""
     folder = Path("/sys/devices/system/cpu/cpuidle")
     files = [folder / name for name in ("current_driver", "current_governor")]
     return {file.name: file.read_text(encoding="ascii").strip() for file in files if file.exists()}

@@ -1,4 +1,4 @@
-"""How much 64 clients that never read their streams, and 64 that abort theirs, disturb the stream of a neighbour.
+"""Disturbance of a stream by hostile neighbours: 64 clients that never read their streams, and 64 that abort them.
 
     python -m bench.http_neighbour
 
@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
 
 
 class _Paced:
-    """A model that makes a token every ``pace_s`` seconds for each request; long ones for requests named hostile."""
+    """A model that makes a token every ``pace_s`` seconds for each request; requests named hostile get long tokens."""
 
     model = _MODEL
 

@@ -22,7 +22,7 @@ from edgepp.benchmark.report import Spread
 from edgepp.benchmark.workload import ObservedAnswer, RequestGroup, ask_at_once
 
 Case = tuple[str, str]
-"""What is measured, ``first`` or ``streams``, and by which side, ``python`` or ``http``."""
+"""The measurement, ``first`` or ``streams``, and the side, ``python`` or ``http``."""
 SIDES = ("python", "http")
 
 

@@ -65,7 +65,7 @@ class FirstTokens(NamedTuple):
 
 
 class LatencyProbe:
-    """Sends random prompts, each new, to a pipeline."""
+    """Measurements of a pipeline by random prompts, each new."""
 
     def __init__(self, pipeline: Pipeline, options: argparse.Namespace) -> None:
         """Check the lengths of the prompts.

@@ -97,11 +97,11 @@ class LeakTrial:
         kind = ""
         for _ in range(draw.choice((1, 1, 1, 2))):
             answer = self.pipeline.ask(Conversation(messages), self._options(draw), owner)
-            until = draw.randrange(1, 12) if draw.random() < 0.15 else None
+            cancel_after = draw.randrange(1, 12) if draw.random() < 0.15 else None
             pieces = []
             for piece in answer:
                 pieces.append(piece)
-                if len(pieces) == until:
+                if len(pieces) == cancel_after:
                     answer.cancel()
             self.tokens += len(answer.token_ids)
             self.reused += answer.timing.reused
@@ -123,8 +123,8 @@ class LeakTrial:
 
     def held(self) -> dict[str, Any]:
         """Resources of the processes of coordinator and stages, when no request is running."""
-        deadline = time.monotonic() + 10.0
-        while self.pipeline.engine.load.live and time.monotonic() < deadline:
+        deadline_s = time.monotonic() + 10.0
+        while self.pipeline.engine.load.live and time.monotonic() < deadline_s:
             time.sleep(0.1)
         time.sleep(2.5)  # two pings, so that the stages report new figures
         load = self.pipeline.engine.load

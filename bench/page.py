@@ -113,7 +113,7 @@ def _row(browser: Chromium, page: Page, server: PageServer, texts: list[str]) ->
 
 
 def _longest(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of the tasks of the pages' main threads: the longest, the most computing in one, and how many exceed 100 ms."""
+    """Tasks of the pages' main threads: milliseconds of the longest, most computing of one, number above 100 ms."""
     mains = {
         (event["pid"], event["tid"])
         for event in events

@@ -1,4 +1,4 @@
-"""The pause of answers when a stage or a node is lost or drained, its parts, and what keeping copies and logs costs.
+"""The pause of answers when a stage or a node is lost or drained, its parts, and the cost of copies and logs.
 
     python -m bench.recovery --quick
 
@@ -107,12 +107,12 @@ class RecoveryTrial:
         return found
 
     def kill_stage(self, stage: int) -> Callable[[], None]:
-        """What kills the process of a stage at once."""
+        """A function that kills the process of a stage at once."""
         process = psutil.Process(int(self.stages[stage]["pid"]))
         return process.kill
 
     def kill_node(self, stage: int) -> tuple[EdgeppProcess, Callable[[], None]]:
-        """The node of a stage, and what kills it and its stage process at once."""
+        """The node of a stage, and a function that kills the node and its stage process at once."""
         node = self.node(stage)
         processes = [*node.stages, *node.tree[:1]]
 
@@ -142,7 +142,7 @@ def _summary(found: Mapping[str, Any]) -> str:
 
 @contextmanager
 def trial(options: argparse.Namespace, positions: int, *, copies: int, exact: bool) -> Iterator[RecoveryTrial]:
-    """A cluster for answers of so many ``positions``."""
+    """A cluster for answers of ``positions`` positions each."""
     with tempfile.TemporaryDirectory(prefix="edgepp-recovery-", ignore_cleanup_errors=True) as name, ExitStack() as own:
         folder = Path(name)
         marks = folder / "marks"

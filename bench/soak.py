@@ -46,7 +46,7 @@ _AFTER_ERROR_S = 2.0
 """A client's wait before it asks again, so that a coordinator that is away does not fill the counts."""
 _SETTLE_S = 60.0
 _RETIRED_S = 150.0
-"""For stage processes that stayed beside their successors, which end after two minutes at most."""
+"""Seconds until stage processes that stayed beside their successors have ended, which takes two minutes at most."""
 _JUDGED_MINUTES = 5.0
 """Minimum length of a run for which growth of memory is a fault, because a cluster fills its pools first."""
 _SPARE_DESCRIPTORS = 24
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
 
 
 class Soak:
-    """A cluster, its clients, and what their requests came to."""
+    """A cluster, its clients, and the outcomes of their requests."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
         self.options = options
@@ -80,7 +80,7 @@ class Soak:
         self.kinds: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.failures: list[str] = []
-        """What the oracle refuses, each a sentence."""
+        """Failures that the oracle found, each a sentence."""
         self.gaps_s: list[float] = []
         """Longest gap of each answer that a fault met and that was whole in the end."""
         self.recoveries: Counter[str] = Counter()
@@ -92,7 +92,7 @@ class Soak:
         self._injector: FaultInjector
 
     def run(self) -> dict[str, Any]:
-        """Ask and harm for the given time; returns the result."""
+        """Ask questions and inject faults for the given time; returns the result."""
         cluster = self.cluster
         cluster.wait("a plan with all nodes", cluster.complete)
         self._learn()
@@ -155,7 +155,7 @@ class Soak:
                 self._judge(question, heard, error)
 
     def _judge(self, question: RepeatableQuestion, heard: Heard, error: Exception | None) -> None:
-        """Count what became of a request, and hold it to its right answer."""
+        """Count the outcome of a request, and compare its answer with the right answer."""
         met = self._injector.during(heard.began_s - _RECENT_S, time.monotonic())
         outcome = "error" if error else "cancelled" if heard.cancelled else "whole"
         if outcome == "whole" and self._injector.during(heard.began_s, time.monotonic()):

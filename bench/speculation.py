@@ -144,7 +144,7 @@ def tasks_measured(options: argparse.Namespace) -> Result:
     same = dict.fromkeys(tasks, 0)
 
     def answers(task: str, turn: int) -> list[TextStream]:
-        """Answers of the pipeline without guesses and of the pipeline with guesses."""
+        """Answers of two pipelines: without guesses, and with guesses."""
         found = []
         for pipeline in both.pipelines.values():
             found.append(tasks[task](pipeline, turn))

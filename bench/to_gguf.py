@@ -73,14 +73,14 @@ def _blocks(*fields: Array) -> Array:
 
 
 def interleaved(matrix: Array, heads: int) -> Array:
-    """The rows, with the rotary halves of each head one after the other, in GGUF's order, which interleaves them."""
+    """``matrix``, whose rows have the rotary halves of each head one after the other, in GGUF's interleaved order."""
     rows, columns = matrix.shape
     halves = matrix.reshape(heads, 2, rows // heads // 2, columns)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)
 
 
 class Converter:
-    """Writes a checkpoint as a GGUF file."""
+    """Conversion of a checkpoint to a GGUF file."""
 
     def __init__(self, checkpoint: Checkpoint, kind: str) -> None:
         """``kind`` is the format of 4-bit weights, one of ``TYPES``.

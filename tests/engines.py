@@ -37,6 +37,10 @@ def every_split(num_layers: int) -> Iterator[tuple[LayerRange, ...]]:
             yield tuple(LayerRange(a, b) for a, b in pairwise(edges))
 
 
+class Panic(BaseException):
+    """Like an error of a Rust library: not an ``Exception``."""
+
+
 class LateRing(LocalRing):
     """Computes like ``LocalRing``, but brings one result at a time, once the engine has nothing more to send."""
 

@@ -18,6 +18,7 @@ from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Fault, Welcome
 from edgepp.wire.messages.data import Batch, Forward
+from edgepp.wire.messages.recovery import Push
 from edgepp.wire.transport import Sender
 from tests.wire import KEYS
 
@@ -27,6 +28,7 @@ WELCOME = Welcome(
     "n", 1, 5721, "m", "f" * 16, "", 0, 4, 4, WIDTH, 64, "onnx", "cpu", "float32", False, 8, 1, 1, 1, rewinds=True
 )
 ATTACH = Attach(1, 0, "", "", b"c1".hex(), "none", 0, KEYS[1])
+PUSH = Push(1, 1, "kv", 0, 4, 0, 1, "10.0.0.9:5721", KEYS[2], 2)
 
 
 def forward(sequence: int, position: int = 0, rows: int = 1) -> Forward:

@@ -1,4 +1,4 @@
-"""Faults drawn at random, one after the other, and when each happened."""
+"""Faults drawn at random, one after the other, and the time of each."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Happened:
     kind: str
     began_s: float
     ended_s: float = math.inf
-    """When the process was started again or went on; times of ``time.monotonic``."""
+    """Time at which the process was started again or went on, in seconds of ``time.monotonic``."""
 
 
 class FaultInjector:
-    """Harms a cluster until told to stop."""
+    """A series of faults in a cluster, until it is told to stop."""
 
     def __init__(self, cluster: FaultyCluster, seed: int, minutes: float) -> None:
         self._cluster = cluster

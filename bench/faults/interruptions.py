@@ -1,4 +1,4 @@
-"""Streams that note when each token came, and what a loss or a drain of a node does to them."""
+"""Streams that note the time of each token, and the outcome of a loss or a drain of a node for streams."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ class TimedStream(threading.Thread):
 def answers(
     questions: Mapping[str, TokenQuestion], at_tokens: int = 0, disturb: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, TimedStream], float]:
-    """Ask all questions at the same time, and ``disturb`` once each answer has ``at_tokens``; returns when that was.
+    """Ask all questions at the same time, and ``disturb`` once each answer has ``at_tokens`` tokens.
+
+    Returns the streams by question, and the time of the disturbance in seconds of ``time.monotonic``.
 
     Raises:
         EdgeppError: an answer ended before, or hangs.
@@ -127,7 +129,7 @@ def answers(
 def outcome(
     streams: Mapping[str, TimedStream], right: Mapping[str, Sequence[int]], since_s: float, marks: Path
 ) -> dict[str, Any]:
-    """What a disturbance at ``since_s`` came to, of streams whose ``right`` tokens are known."""
+    """Outcome of a disturbance at ``since_s`` for streams whose ``right`` tokens are known."""
     noted = marks_of(marks, since_s)
     resumed_s = [at_s for at_s, what in noted if what == "resumed"]
     found: dict[str, Any] = {}
@@ -189,5 +191,5 @@ def parts(marks: Sequence[tuple[float, str]], since_s: float, token_s: float) ->
 
 
 def timeline(marks: Sequence[tuple[float, str]], since_s: float, until_s: float) -> str:
-    """Marks until ``until_s``, with milliseconds since ``since_s``, for people."""
+    """The marks up to ``until_s`` as a line for people, with milliseconds since ``since_s``."""
     return ", ".join(f"{1e3 * (at_s - since_s):.0f} {what}" for at_s, what in marks if at_s <= until_s)

@@ -1,4 +1,4 @@
-"""Questions of every kind, asked of the coordinator and over HTTP, and what came back."""
+"""Questions of every kind, asked of the coordinator and over HTTP, and their answers."""
 
 from __future__ import annotations
 
@@ -66,22 +66,22 @@ QUESTIONS = (
 
 @dataclass
 class Heard:
-    """What came back of one question."""
+    """The answer to one question, as far as it has come."""
 
     choices: list[list[Any]]
     """Token ids of each choice, or over HTTP its characters."""
     ended: list[str | None]
-    """Why each choice ended; None for one that has not."""
+    """Finish reason of each choice; None for a choice that has not ended."""
     cancelled: bool = False
     began_s: float = field(default_factory=time.monotonic)
     recoveries: list[Recovery] = field(default_factory=list)
-    """Recoveries of a whole answer; HTTP does not tell them."""
+    """Recoveries of a whole answer; unknown over HTTP."""
     came_s: list[float] = field(default_factory=list)
-    """When each piece came."""
+    """Time of each piece, in seconds of ``time.monotonic``."""
 
     @classmethod
     def of(cls, question: RepeatableQuestion) -> Heard:
-        """Nothing yet."""
+        """An answer to ``question`` of which nothing has come."""
         return cls([[] for _ in range(question.choices)], [None] * question.choices)
 
     @property
@@ -90,7 +90,7 @@ class Heard:
         return max((b - a for a, b in zip(self.came_s, self.came_s[1:], strict=False)), default=0.0)
 
     def differs_from(self, right: Heard) -> bool:
-        """Whether a choice is not the beginning of the right one, or not whole although it ended by itself."""
+        """Whether a choice is not the beginning of the right choice, or is cut although it ended without error."""
         for got, ended, expected in zip(self.choices, self.ended, right.choices, strict=True):
             whole = ended is not None and not self.cancelled
             if got != (expected if whole else expected[: len(got)]):

@@ -1,4 +1,4 @@
-"""What the boundary log and copies of keys and values cost while nothing happens: rates, memory and traffic."""
+"""Cost of the boundary log and of copies of keys and values in a run without faults: rates, memory and traffic."""
 
 from __future__ import annotations
 

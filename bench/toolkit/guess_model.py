@@ -31,11 +31,6 @@ class RingCosts:
     draft_s: float = 0.0
     """Seconds of one guess; 0 for guesses that are there at once."""
 
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step that travels alone."""
-        return sum(self.stages_s) + self.head_s + self.hop_s * (len(self.stages_s) + 1)
-
 
 def tokens_per_s(
     costs: RingCosts, acceptance: float, in_flight: int | None = None, *, tokens: int = 3000, seed: int = 0

@@ -38,7 +38,7 @@ class Rehearsal:
         self._step = 0
 
     def turn(self) -> bool:
-        """Send or receive, where that is due; False."""
+        """Send or receive a frame, where that is due; returns False, since no work for the thread came."""
         now_s = time.perf_counter()
         if self._step and now_s - self._sent_s > 0.1:
             self._step = 0

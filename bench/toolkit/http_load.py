@@ -82,7 +82,7 @@ class InProcess:
         return self._cluster.ask(prompt, options, raw=raw)
 
     async def open(self) -> None:
-        """Nothing: the cluster opens its pipeline by itself."""
+        """Do nothing: the cluster opens its pipeline by itself."""
 
 
 @dataclass(frozen=True)

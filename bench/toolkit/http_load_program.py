@@ -2,8 +2,8 @@
 
 The program reads JSON lines on standard input: first the base URL and the model, then one load per line, a list of
 prompts and the tokens of each answer. It asks all prompts at the same time, each over a connection that stays open, and
-writes when each piece of text came. It does nothing else with an answer, so that it measures the server. Standard
-library only.
+writes the time of each piece of text. The program does nothing else with an answer, so that the server is measured.
+Standard library only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Oracle draft: guesses from a recorded answer, of which a seeded share is wrong. It shows what guesses gain at most.
+"""Oracle draft: guesses from a recorded answer, of which a seeded share is wrong, as a bound of the gain of guesses.
 
 The guesses cost no computing, so what an answer gains or loses is the work of the pipeline alone.
 """
@@ -45,7 +45,7 @@ class OracleDraft:
         return self._guesses[len(ids) : len(ids) + max_guesses]
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: the draft has no resources."""
 
 
 class OraclePipeline(Pipeline):
@@ -125,5 +125,5 @@ class OracleEngine:
         }
 
     def close(self) -> None:
-        """As in ``MeasuredEngine``."""
+        """Close the pipelines and end the stages."""
         self._owned.close()

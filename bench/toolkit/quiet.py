@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Quiet:
-    """Measures with repetition: each measurement may wait and be repeated for ``patience_s`` seconds."""
+    """Measuring with repetition: each measurement may wait and be repeated for ``patience_s`` seconds."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s

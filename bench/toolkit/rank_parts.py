@@ -1,7 +1,7 @@
-"""Where the time of a token goes in a tensor-parallel stage, and what one sum over two ranks costs by itself.
+"""Parts of the time of a token in a tensor-parallel stage, and the cost of one sum over two ranks by itself.
 
 ``token_parts`` makes this process rank 0 of a stage whose other ranks are stage processes, and times its reductions.
-As a process of its own, the module is the other rank of ``exchange_us``, which only adds.
+As a program, the module is the other rank of ``exchange_us``, which only adds.
 """
 
 from __future__ import annotations

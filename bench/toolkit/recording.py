@@ -27,19 +27,19 @@ class WatchedRing:
         self._ring = ring
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
-        """As in ``Ring``."""
+        """Let ``poll`` return early when ``mailbox`` has something."""
         self._ring.wake_on(mailbox)
 
     def free(self, sequence: int) -> None:
-        """As in ``Ring``."""
+        """Release a sequence on every stage; its steps in the ring give no event."""
         self._ring.free(sequence)
 
     def stage_stats(self) -> list[StageStats]:
-        """As in ``Ring``."""
+        """Each stage's state by its latest report, first to last. Safe from any thread."""
         return self._ring.stage_stats()
 
     def close(self) -> None:
-        """As in ``Ring``."""
+        """Release everything."""
         self._ring.close()
 
 
@@ -72,12 +72,12 @@ class Recorder(WatchedRing):
         self._sent: deque[tuple[Send | SendBatch, float]] = deque()
 
     def send(self, step: Send | SendBatch) -> None:
-        """As in ``Ring``."""
+        """Put a step into the ring, and note when."""
         self._sent.append((step, time.perf_counter()))
         self._ring.send(step)
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
-        """As in ``Ring``."""
+        """Events within ``timeout_s`` seconds; records the trip of each step that returned."""
         events = self._ring.poll(timeout_s)
         now = time.perf_counter()
         for event in events:
@@ -124,7 +124,7 @@ class EngineRecord:
 
 
 class RecordingEnds:
-    """Ends of the model that record their times."""
+    """Embedding and head of a model, which record their times."""
 
     def __init__(self, ends: EmbeddingAndHead, record: EngineRecord) -> None:
         self._ends, self._record = ends, record
@@ -162,7 +162,7 @@ class RecordingRing(WatchedRing):
         self._taken = 0
 
     def send(self, step: Send | SendBatch) -> None:
-        """As in ``Ring``."""
+        """Put a step into the ring, and record the step."""
         record = self._record
         rows = len(step.hidden)
         decodes = isinstance(step, SendBatch) or step.want == rows == 1
@@ -177,7 +177,7 @@ class RecordingRing(WatchedRing):
         self._ends.spent_s += took_s
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
-        """As in ``Ring``."""
+        """Events within ``timeout_s`` seconds; records the times of each step that returned."""
         now_s, record, ends = time.perf_counter(), self._record, self._ends
         if self._polled_s is not None and self._taken:
             record.rest.append((self._taken, ends.sampled, max(0.0, now_s - self._polled_s - ends.spent_s)))

@@ -98,7 +98,7 @@ def _answer(listener: Listener, sender: Sender, frames: Sequence[memoryview]) ->
 
 
 class RoundTrips:
-    """This end of a link: sends matrices to the other process and receives them back."""
+    """The near end of a link, which sends matrices to the other process and receives them back."""
 
     def __init__(self, link: Link) -> None:
         self._link = link

@@ -80,7 +80,10 @@ class EdgeppEngine:
         self.about: Mapping[str, Any] = {"version": version("edgepp"), "stages": stages}
 
     def run(self, prompt: Sequence[int], generate: int, requests: int = 1) -> RunRates:
-        """As in ``MeasuredEngine``; the rates of several ``requests`` at once are those of all together."""
+        """Answer ``prompt`` with exactly ``generate`` greedy tokens, ``requests`` times at once.
+
+        Rates of several requests are those of all requests together.
+        """
         from bench.toolkit.local import arrivals
         from edgepp.benchmark.workload import decode_step
         from edgepp.engine.request import GenerateOptions
@@ -98,7 +101,7 @@ class EdgeppEngine:
         return result | {"step_ms": parts, "tokens": asked[0].ids[len(prompt) :]}
 
     def close(self) -> None:
-        """As in ``MeasuredEngine``."""
+        """Release everything."""
         self._pipeline.close()
 
 
@@ -116,7 +119,7 @@ class MlxLmEngine:
         self.about: Mapping[str, Any] = {"version": version("mlx-lm"), "device": str(mx.default_device())}
 
     def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """As in ``MeasuredEngine``."""
+        """Answer ``prompt`` with exactly ``generate`` greedy tokens."""
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 
@@ -127,7 +130,7 @@ class MlxLmEngine:
         return rates(len(prompt), generate, times_s[0], times_s[1], times_s[-1]) | {"tokens": tokens}
 
     def close(self) -> None:
-        """As in ``MeasuredEngine``."""
+        """Release everything."""
 
 
 class LlamaCppEngine:
@@ -151,7 +154,7 @@ class LlamaCppEngine:
         }
 
     def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """As in ``MeasuredEngine``."""
+        """Answer ``prompt`` with exactly ``generate`` greedy tokens."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
         start_s = time.perf_counter()
         token = self._step(prompt)
@@ -170,7 +173,7 @@ class LlamaCppEngine:
         return int(np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),)).argmax())
 
     def close(self) -> None:
-        """As in ``MeasuredEngine``."""
+        """Release everything."""
         self._llama.close()
 
 

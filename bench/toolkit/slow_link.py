@@ -35,7 +35,7 @@ Way = tuple[str, int]
 
 
 class Proxy:
-    """Forwards connections, in its own thread. Must be closed; a context manager."""
+    """A proxy that forwards connections, in a thread of its own. Must be closed; a context manager."""
 
     def __init__(self, ways: Sequence[tuple[Way, Way]], delay_s: float, bytes_per_s: float = math.inf) -> None:
         """``ways`` are pairs of an address to listen on and an address to forward to.

@@ -23,7 +23,7 @@ from edgepp.errors import EdgeppError
 _PORT = 5700
 _WAIT_S = 180.0
 _QUIET_S = 4.0
-"""How long a state must be unchanged to count as settled: members may still be planned for."""
+"""Seconds for which a state must be unchanged to count as settled, since a plan for members may follow."""
 _STOP_S = 30.0
 Join = tuple[str, Sequence[str]]
 """``near`` or ``far``, and options of `edgepp join` there."""
@@ -126,7 +126,7 @@ class TwoHostCluster:
         raise EdgeppError(f"the cluster is not ready: {status['state']}, {status['reason']}, sums {status['sums']}")
 
     def ask(self, turn: int, prompt_tokens: int, generate: int) -> dict[str, Any]:
-        """One answer to a prompt of about ``prompt_tokens`` tokens that no earlier one begins like."""
+        """One answer to a prompt of about ``prompt_tokens`` tokens whose beginning no earlier prompt has."""
         text = f"{turn} " + " ".join(chr(97 + (7 * turn + n) % 26) for n in range(max(1, prompt_tokens // 2 - 1)))
         how = ("--raw", "-p", text, "-n", str(generate), "--ignore-eos", "--temperature", "0", "--json")
         answer: dict[str, Any] = json.loads(self.output("near", "chat", *how))

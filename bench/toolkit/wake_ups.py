@@ -1,7 +1,7 @@
-"""What this machine takes to pass a few bytes to another process that has waited for some milliseconds.
+"""Time in which this machine passes a few bytes to another process that has waited for some milliseconds.
 
 The other process sleeps in a read, or asks again and again; the bytes go through a pipe, or over a TCP connection on
-loopback. What is above these times in a hop is edgepp's and ZeroMQ's.
+loopback. The rest of a hop's time is that of edgepp and ZeroMQ.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from pathlib import Path
 from edgepp.benchmark.workload import percentile
 
 PAUSE_S = 0.005
-"""Seconds between two messages: about what a stage computes."""
+"""Seconds between two messages: about as long as a stage computes a step."""
 ROUNDS = 100
 _TIME = struct.Struct("d")
-_END = -1.0
 
 
 def measure() -> dict[str, dict[str, float]]:
@@ -72,7 +71,7 @@ def _measure(way: str, *, sleeps: bool) -> dict[str, float]:
 
 
 def _answer(way: str, *, sleeps: bool, port: int, pipe: int) -> None:
-    """Read times, and write how long ago each was, until the end."""
+    """Read times from the other process, and write the age of each, until the end of the input."""
     connection = socket.create_connection(("127.0.0.1", port))
     os.set_blocking(pipe, sleeps)
     connection.setblocking(sleeps)

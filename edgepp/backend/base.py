@@ -1,4 +1,4 @@
-"""What a backend computes: decoder layers for a stage, embedding and output head for the coordinator.
+"""The parts of a model that a backend computes: decoder layers for a stage, embedding and head for the coordinator.
 
 A backend handles tensors and KV caches, and no sockets, peers or requests. All methods of an object are called in the
 thread that created the object, unless it says ``any_thread``.
@@ -26,7 +26,7 @@ KV_BITS = (8, 4)
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """How to compute; the same options give the same numbers."""
+    """Options of the computation; the same options give the same numbers."""
 
     threads: int = 1
     """Number of compute threads; the MLX backend chooses its own."""
@@ -48,7 +48,7 @@ class BackendOptions:
 
 
 class SequenceFault(StageFault):
-    """A step that some of its ``sequences`` cannot take; nothing was computed, and the others may be retried."""
+    """A step that the given ``sequences`` cannot take; nothing was computed, and other sequences may be retried."""
 
     def __init__(self, message: str, sequences: tuple[int, ...], hint: str = "") -> None:
         super().__init__(message, hint)
@@ -70,10 +70,10 @@ class StageModel(Protocol):
     device: str
     """The device that computes, as users see it: ``cpu``, ``metal`` or ``cuda``."""
     kv_layout: str
-    """How keys and values are exported: version, dtype or bits, heads and width, such as ``1 float32 3x64``.
+    """Layout of exported keys and values: version, dtype or bits, heads and width, such as ``1 float32 3x64``.
 
-    Stages of the same model import from each other exactly where these texts are equal. Empty where a stage can
-    neither export nor import, as where ``rewinds`` is false.
+    Stages of the same model can import keys and values from each other if and only if these texts are equal. Empty
+    where a stage can neither export nor import, as where ``rewinds`` is false.
     """
 
     @property
@@ -146,7 +146,7 @@ class StageModel(Protocol):
         """Copy the keys and values of a sequence in ``layers``, some of the stage's, at positions [start, stop).
 
         The chunks are bytes in order, cut anywhere: for each layer the keys and then the values, each (heads, stop -
-        start, width). Nothing of the stage is shared or changed, so that running work goes on as without.
+        start, width). Nothing of the stage is shared or changed, so that steps under way are not affected.
 
         Raises:
             SequenceFault: the sequence is unknown or holds fewer than ``stop`` positions.

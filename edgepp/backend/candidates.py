@@ -1,8 +1,8 @@
-"""The likeliest tokens of rows of logits, for requests that need no more: of a part of the vocabulary, merged, read.
+"""The likeliest tokens of rows of logits, for requests that need no other tokens; parts of a vocabulary are merged.
 
 Candidates of R rows are one float32 array (R, 1 + 2 * K): for each row the log-sum-exp of its logits, the K largest
 logits in falling order, equal ones by token id, and the K token ids, whose 32 bits are stored in place of a number.
-Where there are fewer than K tokens, the rest are minus infinity.
+Where there are fewer than K tokens, the remaining logits are minus infinity.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def candidates_of(logits: Array, first: int, count: int) -> Array:
 
 
 def merged(parts: Sequence[Array], count: int) -> Array:
-    """Candidates of whole rows from those of the parts of the vocabulary, which are in the order of the token ids."""
+    """Candidates of whole rows, from the candidates of all parts of the vocabulary in the order of their token ids."""
     found = _empty(len(parts[0]), count)
     for row, out in enumerate(found):
         sums = np.array([part[row, 0] for part in parts], np.float64)
@@ -77,13 +77,13 @@ def _ids(row: Array, count: int) -> Array:
 
 
 class CandidateRow:
-    """The likeliest of V tokens; implements ``RowLogits`` for who asks for no more than the largest."""
+    """The likeliest of V tokens; implements ``RowLogits`` for callers that need only the largest logits."""
 
     def __init__(self, row: Array, vocabulary: int) -> None:
         """``row`` is one row of candidates.
 
         Raises:
-            StageFault: one of them is no token id.
+            StageFault: a candidate is not a token id.
         """
         self._vocabulary = vocabulary
         count = (len(row) - 1) // 2

@@ -1,9 +1,9 @@
-"""How a stage stores keys and values, and how those of the ranks of a stage are put together and cut apart.
+"""Layout of the keys and values of a stage, and conversion between the layouts of a stage and of its ranks.
 
 A piece has the keys and values of some layers at some positions. Its bytes are, layer by layer, the arrays of the keys
 and then those of the values: one array each, or codes, scales and biases where quantised. Each array is (heads,
 positions, width), C-contiguous and little-endian. A rank of a tensor-parallel stage has some of the heads, so that the
-array of the whole stage is those of the ranks, one after the other.
+array of the whole stage is the arrays of the ranks, one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class KvLayout:
-    """How a stage stores keys and values; pieces of another layout cannot be imported."""
+    """Layout of the keys and values of a stage; pieces of another layout cannot be imported."""
 
     numbers: str
     """Dtype or bits, such as ``float32``; empty where nothing can be exported."""
@@ -25,7 +25,7 @@ class KvLayout:
     """Heads, and width of each."""
     values: tuple[int, int]
     head_bytes: tuple[int, ...] = ()
-    """Bytes per head and position of each array of a layer: those of the keys, then as many of the values."""
+    """Bytes per head and position of each array of a layer: arrays of the keys, then as many of the values."""
 
     @cached_property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class KvLayout:
         return self.keys[0] * sum(self.head_bytes[:half]) + self.values[0] * sum(self.head_bytes[half:])
 
     def of_heads(self, heads: int) -> KvLayout:
-        """The layout of as many ``heads``, for layers that have as many of keys as of values."""
+        """The same layout with ``heads`` heads of keys, and as many of values."""
         return replace(self, keys=(heads, self.keys[1]), values=(heads, self.values[1]))
 
 
@@ -53,7 +53,7 @@ NO_LAYOUT = KvLayout("", (0, 0), (0, 0))
 def join_heads(
     layout: KvLayout, heads: Sequence[int], parts: Sequence[bytes | memoryview], layers: int, positions: int
 ) -> bytes:
-    """The piece whose ``parts``, in rank order, have so many ``heads`` each; ``layout`` is that of any rank."""
+    """The piece made of ``parts`` in rank order, part i with ``heads[i]`` heads; ``layout`` is that of any rank."""
     views = [memoryview(part) for part in parts]
     return b"".join([views[rank][span] for rank, span in _head_spans(layout, heads, layers, positions)])
 
@@ -61,7 +61,7 @@ def join_heads(
 def split_heads(
     layout: KvLayout, heads: Sequence[int], piece: bytes | memoryview, layers: int, positions: int
 ) -> list[bytes]:
-    """The parts of a ``piece``, in rank order, with so many ``heads`` each; the inverse of ``join_heads``."""
+    """The parts of a ``piece`` in rank order, part i with ``heads[i]`` heads; the inverse of ``join_heads``."""
     view, taken = memoryview(piece), 0
     parts: list[list[memoryview]] = [[] for _ in heads]
     for rank, span in _head_spans(layout, heads, layers, positions):

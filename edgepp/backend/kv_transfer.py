@@ -11,7 +11,7 @@ from edgepp.layers import LayerRange
 
 
 class KvImports:
-    """How far imports have filled the layers of each sequence of a stage, beyond the positions that it holds."""
+    """Positions up to which imports have filled each layer of each sequence, beyond the positions that it holds."""
 
     def __init__(self, own: LayerRange, layout: KvLayout) -> None:
         """``own`` are the layers of the stage."""
@@ -55,7 +55,7 @@ class KvImports:
         """Check that every layer of a sequence that holds ``held`` positions is filled up to ``length``.
 
         Raises:
-            StageFault: a layer is not.
+            StageFault: a layer has fewer positions.
         """
         least = max(held, min(self._of(sequence, self._own)))
         if not 0 <= length <= least:
@@ -66,7 +66,7 @@ class KvImports:
         return max(self._of(sequence, self._own))
 
     def forget(self, *sequences: int) -> None:
-        """Forget imports of sequences that compute, change or end: what ``set_length`` has not added is lost."""
+        """Forget imports of sequences that compute, change or end: positions beyond ``set_length`` are lost."""
         if self._filled:
             for sequence in sequences:
                 self._filled.pop(sequence, None)
@@ -80,7 +80,7 @@ def check_piece(own: LayerRange, layout: KvLayout, layers: LayerRange, start: in
     """Check that a stage of the layers ``own`` can export or import ``layers`` at positions [start, stop).
 
     Raises:
-        StageFault: it has no layout or lacks the layers, or there are no such positions.
+        StageFault: the stage has no layout or lacks the layers, or there are no such positions.
     """
     if not layout.name:
         raise StageFault(f"the caches of layers {own} do not hold keys and values of all positions alone")
@@ -91,10 +91,10 @@ def check_piece(own: LayerRange, layout: KvLayout, layers: LayerRange, start: in
 
 
 def check_size(layout: KvLayout, layers: LayerRange, span: range, num_bytes: int) -> None:
-    """Check that ``num_bytes`` are what the positions ``span`` of ``layers`` take.
+    """Check that the positions ``span`` of ``layers`` take ``num_bytes`` bytes.
 
     Raises:
-        StageFault: they are not.
+        StageFault: they take another number of bytes.
     """
     expected = len(layers) * len(span) * layout.layer_bytes
     if num_bytes != expected:
@@ -104,5 +104,5 @@ def check_size(layout: KvLayout, layers: LayerRange, span: range, num_bytes: int
 
 
 def joined(data: Sequence[KvChunk]) -> KvChunk:
-    """The chunks as one; a single chunk is not copied."""
+    """The chunks of ``data`` joined to one; a single chunk is not copied."""
     return data[0] if len(data) == 1 else b"".join(data)

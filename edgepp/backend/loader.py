@@ -1,4 +1,4 @@
-"""The interface of a backend: it loads parts of a checkpoint, also one rank's part of what several ranks share.
+"""The interface of a backend, which loads parts of a checkpoint: layers, embedding and head, or one rank's share.
 
 All methods of an object are called in the thread that created the object.
 """
@@ -15,7 +15,7 @@ from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 
 
 class Reduction(Protocol):
-    """Adds up the partial sums of the ranks of a tensor-parallel stage; all ranks call it at the same points."""
+    """The sum over the ranks of a tensor-parallel stage; all ranks call it at the same points of a step."""
 
     def __call__(self, partial: Array, total: Array, /) -> None:
         """Write into ``total`` the sum of the ``partial`` of all ranks, both float32 (T, D) and C-contiguous.
@@ -31,7 +31,7 @@ class RankModel(StageModel, Protocol):
     """One rank's part of decoder layers; ``kv_layout``, ``export_kv`` and ``import_kv`` concern its heads alone."""
 
     layout: KvLayout
-    """How the rank stores the keys and values of its heads; ``kv_layout`` is its name."""
+    """Layout of the keys and values of the rank's heads; ``kv_layout`` is the name of the layout."""
 
 
 class RankHead(Protocol):
@@ -46,7 +46,7 @@ class RankHead(Protocol):
 
 
 class Backend(Protocol):
-    """A library that computes models; loads parts of a checkpoint for it."""
+    """A library that computes models, as a loader of parts of a checkpoint."""
 
     name: str
 

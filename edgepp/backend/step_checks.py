@@ -30,7 +30,7 @@ def caches_of(sequences: Sequence[int], held: Mapping[int, Cache], layers: Layer
     """The caches of ``sequences`` among those that ``layers`` hold.
 
     Raises:
-        SequenceFault: some are unknown; it names them.
+        SequenceFault: some sequences are unknown; the fault names them.
     """
     unknown = tuple(n for n in sequences if n not in held)
     if unknown:
@@ -46,10 +46,10 @@ class Bounded(Protocol):
 
 
 def check_room(sequences: Sequence[int], caches: Sequence[Bounded], positions: int) -> None:
-    """Check that each of ``sequences``, with these caches, has room for so many more positions.
+    """Check that each of ``sequences``, with its cache in ``caches``, has room for ``positions`` more positions.
 
     Raises:
-        SequenceFault: some have not; it names them.
+        SequenceFault: some sequences lack room; the fault names them.
     """
     full = [n for n, cache in enumerate(caches) if cache.length + positions > cache.capacity]
     if full:

@@ -62,7 +62,9 @@ def real(model: str, dtype: str = DTYPE, rows: int = max(ROWS), text: Callable[[
         raise ModelError(f"{model} is not complete on this disk", f"run `edgepp models pull {model}`")
     checkpoint = Checkpoint.open(path)
     if sum(place.nbytes for place in checkpoint.tensors.values()) / 2 > usable_memory() / _MEMORY_DIVISOR:
-        raise ModelError(f"{model} is too large to load in addition to the running stages")
+        raise ModelError(
+            f"{model} is too large to load in addition to the running stages", "measure a smaller model, or free memory"
+        )
     try:
         return _computed(path, checkpoint, rows, text).astype(codec.DTYPES[dtype])
     finally:

@@ -152,7 +152,7 @@ def error_as_json(kind: str, message: str, hint: str) -> None:
 
 
 def _output_lost() -> int | None:
-    """The exit status after standard output was lost, reported once unless its reader left; None if it works."""
+    """The exit status after standard output was lost, None while it works; reports the loss, unless its reader left."""
     with suppress(OSError):
         sys.stdout.flush()
     if _Output.lost is None:
@@ -186,7 +186,7 @@ def _flushed(status: int) -> int:
 
 
 def _thread_failed(show: Callable[[EdgeppError], None], failure: threading.ExceptHookArgs) -> None:
-    """Print the exception of a thread that nothing waits for: a part of the command is missing now."""
+    """Print the exception of a thread that nothing waits for, since a part of the command has ended with it."""
     from edgepp.error_boundary import explained
     from edgepp.ui.errors import next_step
 

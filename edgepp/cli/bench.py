@@ -1,4 +1,4 @@
-"""`edgepp bench`: what to measure, and where the report goes."""
+"""`edgepp bench`: the options of a measurement and of its report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchArguments:
-    """What `edgepp bench` measures, and where the report goes."""
+    """Options of `edgepp bench`: the target, the extent of the measurement, and the folder of the report."""
 
     model: str | None = None
     """None for the cluster of this machine."""
@@ -49,7 +49,7 @@ class BenchArguments:
     as_json: bool = False
 
     def options(self) -> BenchmarkOptions:
-        """What to measure.
+        """The target of the measurement.
 
         Raises:
             UsageError: an option needs a pipeline on this machine, or a cluster.
@@ -78,7 +78,7 @@ class BenchArguments:
         )
 
     def settings(self) -> BenchmarkSettings:
-        """How much to measure."""
+        """The extent of the measurement: rounds, and numbers of requests and of words."""
         from edgepp.benchmark.measurement import FULL, QUICK
 
         standard = QUICK if self.quick else FULL

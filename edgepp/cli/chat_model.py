@@ -1,4 +1,4 @@
-"""Which model answers `edgepp chat`: that of the cluster, or one on this machine."""
+"""The model that answers `edgepp chat`: that of the cluster, or a model on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """Which model answers `edgepp chat`, and where the model runs."""
+    """Options of `edgepp chat` about the model, and about where it runs."""
 
     model: str | None = None
     """None for the model of the cluster."""

@@ -129,7 +129,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
         """The counts.
 
         Raises:
-            UsageError: the text is no such list.
+            UsageError: the text is not a list of such counts.
         """
         if not isinstance(value, str):
             return value
@@ -162,7 +162,7 @@ def _bytes() -> Callable[[str], object]:
 
 
 class _Traced(click.ParamType):  # type: ignore[type-arg]
-    """How many of the newest requests are traced; the command receives the number."""
+    """The number of newest requests whose traces are kept, as ``last:N`` or ``off``."""
 
     name = "traced"
 

@@ -62,10 +62,10 @@ def install(
 
 
 def _check_options(role: Role, options: tuple[str, ...]) -> None:
-    """Read the options as the command of the service will.
+    """Check the options of the service by reading them as its command will.
 
     Raises:
-        UsageError: a code among the options, which would be void before the service started again.
+        UsageError: a code is among the options, which would be void before the service started again.
     """
     from edgepp.cli.serve_join import join, serve
 

@@ -1,4 +1,4 @@
-"""`edgepp trace`: what coordinator and stages did for a request, and when."""
+"""`edgepp trace`: the times of a request on coordinator and stages."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgepp.coordinator.answers import AnswerService, declined
+from edgepp.coordinator.answer_service import AnswerService, declined
 from edgepp.coordinator.call_service import CallService
 from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.errors import EdgeppError

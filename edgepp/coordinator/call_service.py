@@ -10,7 +10,7 @@ from typing import Any
 
 from edgepp.cluster.identity import Identity, clean_name
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.answers import AnswerService, Asker, declined
+from edgepp.coordinator.answer_service import AnswerService, Asker, declined
 from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.kept_traces import told_trace

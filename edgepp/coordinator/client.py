@@ -71,11 +71,6 @@ class CoordinatorClient:
         return str(self.status["model"])
 
     @property
-    def lost(self) -> EdgeppError | None:
-        """Why the coordinator is lost; None while it answers."""
-        return self._lost
-
-    @property
     def address(self) -> Address:
         """The coordinator's address."""
         return self._link.address

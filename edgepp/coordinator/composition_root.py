@@ -23,7 +23,7 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.copy_search import CopySearch
+from edgepp.coordinator.duplicate_search import DuplicateSearch
 from edgepp.coordinator.model_change import CoordinatorModel
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
@@ -139,9 +139,9 @@ class CoordinatorService:
         identity = self._identity = load_identity()
         name_process(identity.name)
         cluster = _own_cluster(identity)
-        copies = None if options.listen.is_loopback else CopySearch(identity, cluster)
-        if copies is not None:  # searches while the model is opened and this machine is measured
-            self._owned.callback(copies.close)
+        duplicates = None if options.listen.is_loopback else DuplicateSearch(identity, cluster)
+        if duplicates is not None:  # searches while the model is opened and this machine is measured
+            self._owned.callback(duplicates.close)
         frontend = ModelFrontend.open(options.model, whole=False, on_progress=on_progress)
         parts = _parts(options, frontend, identity)
         offer = _offer(options, on_event, given_up)
@@ -158,8 +158,8 @@ class CoordinatorService:
         self.pipeline_manager = PipelineManager(frontend, parts.options, on_event)
         self._owned.callback(lambda: self.pipeline_manager.frontend.tokenizer.close())
         self._owned.callback(self.pipeline_manager.close)
-        if copies is not None:
-            copies.check()
+        if duplicates is not None:
+            duplicates.check()
         self.coordinator = Coordinator(
             identity,
             cluster,

@@ -17,7 +17,7 @@ from typing import Any
 
 from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.membership import GONE_S, Membership
-from edgepp.coordinator.answers import AnswerService, Asker
+from edgepp.coordinator.answer_service import AnswerService, Asker
 from edgepp.coordinator.asker_notices import AskerNotices
 from edgepp.coordinator.call_service import CallService
 from edgepp.coordinator.cluster_port import ClusterPort

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from edgepp.coordinator.answers import AnswerService, Asker, declined
+from edgepp.coordinator.answer_service import AnswerService, Asker, declined
 from edgepp.coordinator.call_service import CallService
 from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.guarded_steps import GuardedSteps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from edgepp.coordinator.answers import declined
+from edgepp.coordinator.answer_service import declined
 from edgepp.coordinator.fair_shares import FairQueue
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.wire.log_sampler import LogSampler

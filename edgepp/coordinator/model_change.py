@@ -11,7 +11,6 @@ wait, answers under way end (for ``DRAIN_S`` seconds at most), and the nodes get
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -29,8 +28,6 @@ from edgepp.errors import EdgeppError, NotReady, UsageError
 from edgepp.events import ModelChanged, ModelNotChanged, OnEvent
 from edgepp.model.catalogue.source import HubRepository, resolve
 from edgepp.placement.types import PlacementRequest
-
-log = logging.getLogger("edgepp.coordinator")
 
 DRAIN_S = 60.0
 """How long a change waits for answers under way."""

@@ -108,7 +108,10 @@ class ConstraintCompiler:
             self._tokens = grammar_sandbox.tokenizer(tokenizer_json, self._eos)
         except ValueError as error:
             reason = grammar_sandbox.complaint(str(error))
-            raise ModelError(f"this model's answers cannot be held to a constraint: {reason}") from error
+            raise ModelError(
+                f"this model's answers cannot be held to a constraint: {reason}",
+                "ask without a constraint, or use another model",
+            ) from error
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
         self._refusals: OrderedDict[bytes, str] = OrderedDict()
         """Why constraints were refused, by their digests."""

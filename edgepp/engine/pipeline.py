@@ -147,7 +147,7 @@ class Pipeline:
         if room < options.max_tokens:
             options = replace(options, max_tokens=room)
         request = self.engine.submit(encoded.ids, options, owner, request_id, trace)
-        return TextStream(self.engine, request, self.tokenizer.detokenizer(), self.tokenizer.bytes_of, encoded.opening)
+        return TextStream(self.engine, request, self.tokenizer.detokenizer(), self.tokenizer.bytes_of)
 
     def close(self) -> None:
         """End all requests, leave the ring, and stop the stages that this object started."""

@@ -133,8 +133,6 @@ class Returned:
     """Seconds from sending to returning; what is not computing is codec, wire and queue."""
     result: ResultKind = HIDDEN_STATES
     """What the rows are."""
-    trace: StepTrace | None = None
-    """That of the step."""
     queue_s: tuple[float, ...] = ()
     """Seconds of waiting for earlier steps per stage, as ``QueueTimes`` derives them; empty where no step waits."""
 

@@ -80,7 +80,7 @@ def returned(answer: Hidden | Batch, rows: Array, step: Send | SendBatch, ring_s
     sequences = answer.sequences if isinstance(answer, Batch) else (answer.sequence,)
     if step.trace is not None:
         step.trace.marks, step.trace.received_s, step.trace.back_s = answer.trace, received_s, time.perf_counter()
-    return Returned(sequences, step.positions_each, rows, compute_s, ring_s, step.result, step.trace)
+    return Returned(sequences, step.positions_each, rows, compute_s, ring_s, step.result)
 
 
 def traced_ring(stages: Sequence[StageInfo], clocks: Sequence[ClockOffset | None]) -> TracedRing | None:

@@ -132,7 +132,6 @@ class TextStream:
         request: EngineRequest,
         detokenizer: TextDecoder,
         spell: Callable[[int], bytes] = lambda _: b"",
-        opening: str = "",
     ) -> None:
         self._engine = engine
         self._request = request
@@ -140,8 +139,6 @@ class TextStream:
         self._spell = spell
         self._filter = StopFilter(request.options.stop)
         self._tokens = _TokensOfText()
-        self.opening = opening
-        """What the chat template wrote behind the last message: how the answer begins, such as ``<think>``."""
         self.token_ids: list[int] = []
         self.sampled = request.sampled
         """One per token, if log-probabilities were requested."""

@@ -32,25 +32,25 @@ Spell = Callable[[int], bytes]
 
 @dataclass
 class Choice:
-    """One of the answers to a request. ``take`` makes events of what has come; pieces that come together are joined."""
+    """One of the answers to a request. ``take`` makes events of its pieces; pieces that come together are joined."""
 
     number: int
     answer: Answer
     parser: AnswerParser
     spell: Spell
     began_s: float
-    """When the request came, by ``time.perf_counter``."""
+    """Time at which the request came, in seconds of ``time.perf_counter``."""
     prompt: TokenIds = ()
     """The tokens of the prompt, if their log-probabilities are wanted."""
     ended: bool = False
     error: EdgeppError | None = None
-    """Why the answer ended early; raise it after the events that came before."""
+    """The error that ended the answer early, to be raised after the events before it."""
     _num_calls: int = 0
-    """Tool calls that are whole."""
+    """Number of tool calls that are whole."""
     _arguments: list[str] = field(default_factory=list)
     """The arguments so far of the call that is open."""
     _logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Those of text that the parser holds back."""
+    """Log-probabilities of text that the parser holds back."""
     _told_prompt: bool = False
     _num_tokens: int = 0
     _reasoning_tokens: float = 0.0
@@ -120,7 +120,7 @@ class Choice:
                 return ToolCallEnded(self.number, self._num_calls - 1, "".join(self._arguments))
 
     def _with_logprobs(self, events: list[GenerationEvent], *, finished: bool) -> list[GenerationEvent]:
-        """The events, with the log-probabilities so far in the first text; those of other parts are dropped."""
+        """The events, the first text with the log-probabilities so far; those of other parts are dropped."""
         if not self._logprobs:
             return events
         at = next((at for at, event in enumerate(events) if isinstance(event, TextDelta)), None)
@@ -135,7 +135,7 @@ class Choice:
         return events
 
     def _prompt_logprobs(self) -> list[GenerationEvent]:
-        """Those of the prompt, once, if they are wanted: they are complete when the first token comes."""
+        """The log-probabilities of the prompt, once, if they are wanted; complete when the first token comes."""
         if not self.prompt or self._told_prompt:
             return []
         self._told_prompt = True
@@ -149,7 +149,7 @@ class Choice:
         return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.raw, top_raw)
 
     def _count_reasoning(self, parts: Iterable[AnswerPart]) -> None:
-        """Count the tokens that came with reasoning; by characters where other parts came with it."""
+        """Count the tokens of reasoning, in proportion to characters where text came in the same piece."""
         came, self._num_tokens = len(self.answer.token_ids) - self._num_tokens, len(self.answer.token_ids)
         sizes = [(isinstance(part, Reasoning), len(getattr(part, "text", ""))) for part in parts]
         reasoning = sum(size for is_reasoning, size in sizes if is_reasoning)
@@ -165,7 +165,7 @@ class PlainParser:
         return [Text(text)]
 
     def finish(self) -> list[AnswerPart]:
-        """Nothing."""
+        """No parts, since none are held back."""
         return []
 
 

@@ -67,7 +67,7 @@ def make_app(
 
 
 def _prepared(app: ASGIApp, service: ModelService) -> ASGIApp:
-    """``app``, whose requests find ready what is known of the model, so that none of them blocks the others."""
+    """``app``, whose requests find the facts about the model ready, so that no request blocks the others."""
 
     async def prepared(scope: Scope, receive: Receive, send: Send) -> None:
         await service.prepare()

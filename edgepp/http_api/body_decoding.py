@@ -1,4 +1,4 @@
-"""JSON of clients as values of a type, and what is wrong with it in sentences for people who know JSON, not Python.
+"""JSON of clients as values of a type, and its faults as sentences for people who know JSON, not Python.
 
 A sentence begins with the place of the fault: ``messages[0].role must be one of user, assistant, not "wizard"``.
 """
@@ -17,7 +17,7 @@ from edgepp.http_api.failures import RequestError
 
 T = TypeVar("T")
 Steps: TypeAlias = Sequence[str | int | None]
-"""A way through JSON: names of fields, numbers of items, and None for a key of an object that is not told."""
+"""A path through JSON: names of fields, numbers of items, and None for an unknown key of an object."""
 
 _MARK = b"\xef\xbb\xbf"
 """UTF-8's byte order mark, with which many programs for Windows begin a text."""

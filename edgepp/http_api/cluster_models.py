@@ -28,7 +28,7 @@ from edgepp.tracing.request_trace import RequestTrace
 log = logging.getLogger("edgepp.http_api")
 
 _NAME = re.compile(r"[\w][\w./:@+-]{0,199}")
-"""What a client may ask the catalogue for; a path, which would be looked up on this disk, does not match."""
+"""Names that a client may ask the catalogue for; a path, which would be looked up on this disk, does not match."""
 _MAX_RETRY_S = 60.0
 
 
@@ -50,7 +50,7 @@ class ClusterModels:
         self._preparing = asyncio.Lock()
 
     async def prepare(self) -> None:
-        """Make what is known of the model that the cluster runs now, in a thread, unless that is done."""
+        """Gather the facts about the model that the cluster runs now, in a thread, unless they are known."""
         async with self._preparing:
             try:
                 if not self._is_prepared:
@@ -118,7 +118,7 @@ class ClusterModels:
         """Run another model, for everybody; answers under way end first. Returns when the model answers.
 
         Raises:
-            RequestError: there is no such model, or it does not fit; the former one goes on.
+            RequestError: there is no such model, or it does not fit; the cluster goes on with the former one.
         """
         name = model.removesuffix(LATEST_TAG)
         if not _NAME.fullmatch(name) or ".." in name:
@@ -139,7 +139,7 @@ class ClusterModels:
         """A new invitation for one machine.
 
         Raises:
-            RequestError: too many invitations are open, or none can be.
+            RequestError: too many invitations are open, or the pairing port is in use.
         """
         try:
             return await self._cluster.invitation()
@@ -147,10 +147,12 @@ class ClusterModels:
             raise RequestError("invalid_request", str(error), error.hint) from error
 
     async def drain(self, node: str, *, undo: bool) -> Mapping[str, Any]:
-        """Begin to take a node's layers away, or let it run layers again: its name, and the layers that it has now.
+        """Begin to move a node's layers to others, or with ``undo`` let the node run layers again.
+
+        Returns the ``name`` of the node, and the ``layers`` that it has now.
 
         Raises:
-            RequestError: no present node is called so, or the others cannot hold its layers.
+            RequestError: no present node has this name or id, or the other nodes cannot hold its layers.
         """
         try:
             return await self._cluster.begin_drain(node, undo=undo)
@@ -177,7 +179,7 @@ class ClusterModels:
 
     @property
     def reason(self) -> str:
-        """What answers wait for; empty while the cluster can answer."""
+        """Reason why answers wait; empty while the cluster can answer."""
         return self._cluster.reason
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from edgepp.http_api.closing import closing
 from edgepp.http_api.generation import (
     ChoiceEnded,
     Ended,
@@ -19,6 +18,7 @@ from edgepp.http_api.generation import (
     ToolCallStarted,
     Usage,
 )
+from edgepp.http_api.iterator_closing import closing
 
 
 @dataclass
@@ -39,7 +39,7 @@ class CollectedChoice:
     calls: list[CollectedCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt: PromptLogprobs | None = None
-    """Those of the prompt, if they were asked for."""
+    """Log-probabilities of the prompt, if they were asked for."""
     finish_reason: FinishReason = "stop"
     stop_string: str | None = None
     usage: Usage = field(default_factory=Usage)

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, InternalError, UsageError
 from edgepp.http_api.body_decoding import decoded
-from edgepp.http_api.closing import closing
 from edgepp.http_api.failures import FailureKind, RequestError, not_allowed
 from edgepp.http_api.generation import GenerationEvent, Queued
+from edgepp.http_api.iterator_closing import closing
 
 log = logging.getLogger("edgepp.http_api")
 
@@ -45,7 +45,7 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anybody
 
 @dataclass(frozen=True)
 class _Endpoint:
-    """No function, since Starlette calls functions with a request and not as ASGI applications."""
+    """An ASGI application; it is not a function, since Starlette calls functions with a request."""
 
     handler: Handler
     form: ErrorForm
@@ -99,7 +99,7 @@ def owner(request: Request) -> str:
 
 
 def may_administer(request: Request) -> bool:
-    """Whether the request may change the cluster, as ``access.authentication`` has noted; False if it has not."""
+    """Whether the request may change the cluster, as noted by ``access.authentication``; False without a note."""
     return request.scope.get("state", {}).get("administers") is True
 
 
@@ -129,7 +129,7 @@ async def read_body(request: Request, kind: type[T]) -> T:
 
 
 async def begun(request: Request, events: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
-    """The same events from ``Started`` on, once the answer has begun; so that a refusal can have its own HTTP status.
+    """``events`` from ``Started`` on, once the answer has begun, so that a refusal can have its own HTTP status.
 
     The answer is closed with the response to ``request`` at the latest, although nobody may have read an event.
 
@@ -142,7 +142,7 @@ async def begun(request: Request, events: AsyncIterator[GenerationEvent]) -> Asy
 
 
 def _answers(request: Request) -> AsyncExitStack:
-    """The answers that are closed when the response to ``request`` has ended, in whatever way."""
+    """The answers that are closed when the response to ``request`` has ended, well or not."""
     answers: AsyncExitStack = request.scope.setdefault("state", {}).setdefault(_ANSWERS, AsyncExitStack())
     return answers
 
@@ -178,7 +178,9 @@ def stream_response(
 
 
 class _ClosingStream(StreamingResponse):
-    """Closes its frames when the client has gone, or the server stops; Starlette leaves that to garbage collection."""
+    """A response that closes its frames when the client has gone, or the server stops.
+
+    Starlette leaves closing to garbage collection."""
 
     def __init__(
         self, frames: AsyncGenerator[bytes, None], media_type: str, in_band_error: Callable[[RequestError], bytes]

@@ -1,8 +1,8 @@
-"""Why a request fails, in terms that every API translates into its own: a kind, a sentence, and the parameter."""
+"""Failures of requests, in terms that every API translates into its own: a kind, a sentence, and the parameter."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from edgepp.errors import EdgeppError
 
@@ -23,8 +23,6 @@ FailureKind: TypeAlias = Literal[
     "overloaded",  # 503, and 529 in Anthropic's API
     "stopped",  # 503: the server closes
 ]
-FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
-
 STATUS: dict[FailureKind, int] = {
     "invalid_request": 400,
     "context_length_exceeded": 400,
@@ -66,7 +64,7 @@ class RequestError(EdgeppError):
             message: One sentence for people.
             hint: What to do next.
             parameter: The field of the body that is wrong, like ``messages[2].content``.
-            retry_after_s: When the same request may succeed.
+            retry_after_s: Seconds after which the same request may succeed.
             prompt_tokens: For ``context_length_exceeded``: the tokens of the prompt.
             context: For ``context_length_exceeded``: the tokens that prompt and answer may have together.
         """

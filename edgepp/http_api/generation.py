@@ -26,7 +26,7 @@ IDLE_S = 5.0
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One question, whichever API it came by."""
+    """One question, of any API."""
 
     prompt: Prompt
     options: GenerateOptions
@@ -36,14 +36,14 @@ class GenerationRequest:
     num_choices: int = 1
     tool_use: ToolUse = field(default_factory=ToolUse)
     owner: str = ""
-    """Whose question it is: the name of the API key, for fair shares and the prefix cache."""
+    """Owner of the question: the name of the API key, for fair shares and the prefix cache."""
     request_id: str = ""
     """The ``x-request-id`` of the HTTP request, for logs."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens and times of an answer; of all choices together where it is that of ``Ended``."""
+    """Tokens and times of an answer; in ``Ended``, of all choices together."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -106,7 +106,7 @@ class PromptLogprobs:
     first: str
     """The text of the first token, before which nothing stands, so that it has no log-probability."""
     tokens: tuple[TokenLogprob, ...]
-    """The other tokens."""
+    """The tokens of the prompt after the first one."""
 
 
 @dataclass(frozen=True)

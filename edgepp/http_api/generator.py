@@ -33,11 +33,11 @@ from edgepp.tool_calls.tool_use import ToolUse
 from edgepp.tracing.request_trace import RequestTrace
 
 LOAD_WAIT_S = 20.0
-"""How long a request waits for a cluster that loads or plans again, before it is refused."""
+"""Seconds that a request waits for a cluster that loads or plans again, before it is refused."""
 _HELD_LOOK_S = 0.1
 BUSY_RETRY_S = 1.0
 LOADING_RETRY_S = 5.0
-"""When a client may ask again, where nothing better is known."""
+"""Seconds after which a client may ask again, where no estimate is known."""
 
 
 class Asked(Protocol):
@@ -56,11 +56,11 @@ class Asked(Protocol):
 
     @property
     def reason(self) -> str:
-        """What answers wait for; empty while the cluster can answer."""
+        """Reason why answers wait; empty while the cluster can answer."""
 
     @property
     def is_held(self) -> bool:
-        """Whether requests wait until the model has changed, whose tokenizer is needed then."""
+        """Whether requests wait until the model has changed, since they need the tokenizer of the new model."""
 
     @property
     def retry_after_s(self) -> float:
@@ -83,7 +83,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Generator:
-    """Answers requests on a cluster."""
+    """Generator of the answers to requests on a cluster."""
 
     cluster: Asked
     load_wait_s: float = LOAD_WAIT_S
@@ -204,7 +204,7 @@ def request_error(error: EdgeppError) -> RequestError:
 
 
 class _Wake:
-    """Lets a request wait for pieces of any of its answers, for a limited time."""
+    """A signal that pieces of any of a request's answers have come, which the request awaits for a limited time."""
 
     def __init__(self, idle_s: float) -> None:
         self._event = asyncio.Event()

@@ -64,9 +64,9 @@ def _answers(port: int) -> bool:
 
 
 def _bound(hosts: Sequence[str], port: int) -> tuple[socket.socket, ...]:
-    """A socket for the first host; and for the others where this machine has such addresses.
+    """A socket for the first host, and for the other hosts where this machine has such addresses.
 
-    The other version of IP may be missing. With port 0, the port of the first host may be taken at the others.
+    One version of IP may be missing here. With port 0, the port of the first host may be taken at the other hosts.
     """
     found: list[socket.socket] = []
     is_given = port != 0

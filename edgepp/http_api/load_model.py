@@ -1,6 +1,6 @@
-"""``POST /v1/models/load``: the cluster changes its model, for everybody, and goes on with the old one if it cannot.
+"""``POST /v1/models/load``: the cluster changes its model, for everybody, and keeps the old one if the change fails.
 
-Who may do it: ``access.administration``.
+``access.administration`` decides which requests may change the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LoadBody(msgspec.Struct, frozen=True):
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     wait: bool = True
-    """Whether the response comes when the model answers, or at once; /health tells how far it is."""
+    """Whether the response comes when the model answers, or at once; /health tells the progress of the load."""
 
 
 def routes(service: ModelService) -> list[BaseRoute]:

@@ -47,7 +47,7 @@ _ALIASED = {
     "request_prefill_time_seconds": "request_prefill_time_seconds",
     "request_decode_time_seconds": "request_decode_time_seconds",
 }
-"""What vLLM calls the same."""
+"""Names of vLLM's metrics by edgepp's names."""
 
 
 def routes(service: ModelService) -> list[BaseRoute]:
@@ -65,7 +65,7 @@ def routes(service: ModelService) -> list[BaseRoute]:
 
 
 class AnswerMetrics:
-    """Counters and histograms of answers that have ended, whoever asked."""
+    """Counters and histograms of answers that have ended, of all askers."""
 
     def __init__(self, service: ModelService) -> None:
         self._service = service

@@ -20,22 +20,22 @@ class ServedModel:
     name: str
     """The id that clients see first: the name that `edgepp serve` was given."""
     names: tuple[str, ...]
-    """All names by which clients may ask for it, ``name`` first: card, repository, ``name:latest``, aliases."""
+    """All names by which clients may ask for the model, ``name`` first: card, repository, ``name:latest``, aliases."""
     family: str
     """The architecture, such as ``llama``."""
     context: int
     """Tokens that prompt and answer may have together, as this cluster serves it."""
     trained_context: int
-    """Tokens that the model was made for."""
+    """Context in tokens for which the model was trained."""
     num_parameters: int
     hidden_size: int
     size_bytes: int
     quantization: str
-    """Such as ``Q4_0`` or ``F16``, as Ollama names them."""
+    """Ollama's name of the quantisation, such as ``Q4_0`` or ``F16``."""
     digest: str
     """Hexadecimal SHA-256 of the model's fingerprint."""
     created_s: int
-    """When the model was first served, in seconds since 1970."""
+    """Time at which the model was first served, in seconds since 1970."""
     template: str
     supports_tools: bool
     thinks: bool
@@ -48,9 +48,9 @@ class ModelService(Protocol):
     """The model of a cluster, for the files of the APIs."""
 
     async def prepare(self) -> None:
-        """Make what is known of the model, in a thread, unless that is done; each request begins with this.
+        """Gather the facts about the model, in a thread, unless they are known; each request begins with this.
 
-        What fails is told by the method that needs it.
+        Errors are raised by the method that needs the facts.
         """
 
     @property
@@ -89,21 +89,23 @@ class ModelService(Protocol):
         """Run another model, for everybody; answers under way end first. Returns when the model answers.
 
         Raises:
-            RequestError: there is no such model, or it does not fit; the former one goes on.
+            RequestError: there is no such model, or it does not fit; the cluster goes on with the former one.
         """
 
     async def invite(self) -> Invitation:
         """A new invitation for one machine.
 
         Raises:
-            RequestError: too many invitations are open, or none can be.
+            RequestError: too many invitations are open, or the pairing port is in use.
         """
 
     async def drain(self, node: str, *, undo: bool) -> Mapping[str, Any]:
-        """Begin to take a node's layers away, or let it run layers again: its name, and the layers that it has now.
+        """Begin to move a node's layers to others, or with ``undo`` let the node run layers again.
+
+        Returns the ``name`` of the node, and the ``layers`` that it has now.
 
         Raises:
-            RequestError: no present node is called so, or the others cannot hold its layers.
+            RequestError: no present node has this name or id, or the other nodes cannot hold its layers.
         """
 
     def observe(self, on_ended: OnEnded) -> None:

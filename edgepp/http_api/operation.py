@@ -29,10 +29,10 @@ class Operation(Route):
             method: ``GET`` (with ``HEAD``), ``POST`` or another.
             path: The path, with parameters as Starlette writes them.
             handler: Makes the response to a request.
-            form: How the API says that a request failed.
+            form: The error form of the API.
             summary: One line for /openapi.json.
             body: The type that decodes the JSON body, such as a msgspec struct; None if there is no body.
-            administers: Whether it changes the cluster for everybody, which not every client may.
+            administers: Whether the operation changes the cluster for everybody, which not every client may do.
         """
         allowed = administering(handler) if administers else handler
         super().__init__(path, endpoint(allowed, form), methods=[method], name=path)

@@ -15,7 +15,7 @@ _THREADS_OF_OWNER = 4
 
 
 class OwnerThreads:
-    """Runs functions in threads, a few at a time for each owner."""
+    """Threads that run functions, a few at a time for each owner."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_MAX_THREADS, "text")

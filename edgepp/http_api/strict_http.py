@@ -14,7 +14,7 @@ class StrictHttp(h11.Connection):
     """h11's state of a connection; refuses requests whose end is ambiguous."""
 
     fault: str = ""
-    """Why the newest request was refused; empty if h11 refused it."""
+    """Reason why the newest request was refused; empty if h11 refused the request."""
 
     def next_event(self) -> Any:
         """The next event.

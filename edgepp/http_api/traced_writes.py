@@ -1,4 +1,4 @@
-"""The last part of a traced request: what is written to the client, and the id by which the client knows the answer."""
+"""The last part of a traced request: the writes to the client, and the id by which the client knows the answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def name_answer(request: Request, answer_id: str) -> None:
 
 
 class TracedWrites:
-    """Records in the trace of a request how long the writing of each part of its response takes."""
+    """Middleware that records the time of each write of a response in the trace of its request."""
 
     def __init__(self, app: ASGIApp, traces: TraceLog) -> None:
         self._app = app

@@ -39,7 +39,7 @@ _HEADERS = {
 
 
 def routes(_service: ModelService) -> list[BaseRoute]:
-    """The routes of the page. They come before those of Ollama, whose ``/`` answers all who accept no HTML."""
+    """The routes of the page, which precede the routes of Ollama: its ``/`` answers clients that accept no HTML."""
     return [_FileRoute(path, file) for path, file in page_files().items()]
 
 
@@ -63,7 +63,7 @@ class _FileRoute(Route):
 
 
 def _accepts_html(scope: Scope) -> bool:
-    """Whether the client names HTML among what it accepts; ``*/*`` names nothing."""
+    """Whether the client accepts HTML by name; ``*/*`` names no type."""
     ranges = [part.strip().lower() for value in headers(scope, "accept") for part in value.split(",")]
     return any(one.partition(";")[0].strip() in ("text/html", "application/xhtml+xml") for one in ranges)
 

@@ -1,4 +1,4 @@
-"""Reads the small files of a model folder with limits on size and nesting, since anybody may have written them."""
+"""Small files of a model folder, read with limits on size and nesting, since anybody may have written them."""
 
 from __future__ import annotations
 

@@ -62,10 +62,10 @@ class _Tensor:
 
     @property
     def nbytes(self) -> int:
-        size = 4 if self.dtype == "uint32" else DTYPE_BYTES[self.dtype]
+        size_bytes = 4 if self.dtype == "uint32" else DTYPE_BYTES[self.dtype]
         for n in self.shape:
-            size *= n
-        return size
+            size_bytes *= n
+        return size_bytes
 
 
 def make_checkpoint(

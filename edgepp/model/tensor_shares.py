@@ -1,4 +1,4 @@
-"""Tensor parallelism: which part of every layer, and of the output head, each rank of a stage computes.
+"""Tensor parallelism: the part of every layer, and of the output head, that each rank of a stage computes.
 
 A rank computes some key-value heads with their query heads, and some columns of the FFN. The linears after these
 (``o_proj``, ``down_proj``) sum over the columns, so each rank gives a partial sum, and the ranks add up their partial

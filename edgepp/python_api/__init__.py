@@ -1,4 +1,4 @@
-"""The Python interface of edgepp, for ``asyncio``: what the commands do, for programs.
+"""The Python interface of edgepp, for ``asyncio``: the work of the commands, for programs.
 
     async with edgepp.Engine("smollm2-135m", stages=2) as engine:
         async for text in engine.ask("Why is the sky blue?"):

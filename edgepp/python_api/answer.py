@@ -81,7 +81,7 @@ class Answer:
 
     @property
     def waiting(self) -> str:
-        """Why a cluster has not begun the answer: what loads, or which nodes are missing; empty afterwards."""
+        """Reason why a cluster has not begun the answer, such as loads or missing nodes; empty afterwards."""
         waiting = self._waiting
         return "" if waiting is None or self.finish_reason is not None else waiting()
 
@@ -108,7 +108,7 @@ class Answer:
 
         Raises:
             UsageError: the answer was read before.
-            EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
+            EdgeppError: the answer cannot begin, or ended early by an error; the text read so far stays.
         """
         async with aclosing(self.pieces()) as pieces:
             async for piece in pieces:
@@ -123,7 +123,7 @@ class Answer:
 
         Raises:
             UsageError: the answer was read before.
-            EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
+            EdgeppError: the answer cannot begin, or ended early by an error; the text read so far stays.
         """
         woken = asyncio.Event()
         self.start(woken.set)
@@ -254,7 +254,7 @@ class Begun:
     answer: TextStream | RemoteAnswer | LiveAnswer
     cancel: Callable[[], None]
     waiting: Callable[[], str] = str
-    """Why the answer does not begin yet; empty if it waits for nothing."""
+    """Reason why the answer does not begin yet; empty if it waits for nothing."""
     request_id: Callable[[], str] = str
     """The name of the request in logs and traces; empty where that is not known yet."""
 
@@ -270,7 +270,7 @@ class _Piece:
 
 
 class _Inbox:
-    """Pieces from the reading thread, taken in the event loop."""
+    """A queue of pieces from the reading thread, taken in the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
         self._loop = loop

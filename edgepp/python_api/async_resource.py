@@ -1,4 +1,4 @@
-"""Base of what a program opens and closes: engines, connections and services."""
+"""Base of resources that a program opens and closes: engines, connections and services."""
 
 from __future__ import annotations
 

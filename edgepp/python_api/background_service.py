@@ -39,7 +39,8 @@ class BackgroundService(Protocol):
 
 S = TypeVar("S", bound=BackgroundService)
 Make = Callable[[OnEvent, OnProgress, threading.Event], S]
-"""Makes and starts a service, in a worker thread; gives up when the event is set or ``OnProgress`` raises."""
+"""Function that makes and starts a service, in a worker thread; it gives up when the event is set or ``OnProgress``
+raises."""
 
 
 class Background(AsyncResource, Generic[S]):

@@ -111,7 +111,7 @@ class Connection(AsyncResource):
         return [self.ask(prompt, one, raw=raw) for one in choice_options(n, options)]
 
     async def trace(self, request_id: str) -> TraceView:
-        """What coordinator and stages did for a recent request and when, such as ``answer.request_id``.
+        """The trace of a recent request, such as ``answer.request_id``: times on coordinator and stages.
 
         Raises:
             EdgeppError: the coordinator keeps no such trace, or is not found.

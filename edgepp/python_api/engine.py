@@ -115,7 +115,7 @@ class Engine(AsyncResource):
 
     @property
     def lost(self) -> EdgeppError | None:
-        """Why the engine cannot answer: it is not open, or a stage was lost; None while it can."""
+        """The error that answers raise now: the engine is not open, or a stage was lost; None while it can answer."""
         return self._loss or _not_open() if self._pipeline is None else self._pipeline.lost
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
@@ -151,8 +151,8 @@ class Engine(AsyncResource):
             prompt: A question; a conversation, or its messages; or token ids.
             options: Length, sampling and constraint; greedy and unconstrained by default.
             raw: Send a text unchanged, without the chat template of the model.
-            owner: Who asks. KV caches of earlier prompts are reused for the same owner only, so that response times
-                tell nobody what others asked.
+            owner: Name of the asker. KV caches of earlier prompts are reused for the same owner only, so that response
+                times tell nobody what others asked.
 
         Raises:
             UsageError: ``raw`` with a conversation.
@@ -180,7 +180,7 @@ class Engine(AsyncResource):
         return [self.ask(prompt, one, raw=raw, owner=owner) for one in choice_options(n, options)]
 
     async def trace(self, request_id: str) -> TraceView:
-        """What this process and the stages did for a recent request and when, such as ``answer.request_id``.
+        """The trace of a recent request, such as ``answer.request_id``: times in this process and on stages.
 
         Raises:
             UsageError: no such trace is kept.

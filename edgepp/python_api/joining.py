@@ -129,7 +129,7 @@ class JoinedNode(Background[MemberService]):
         return self.is_open and self._service.has_layers
 
     async def drain(self) -> None:
-        """Have the coordinator move this machine's layers to the others, and wait until it has, 20 s at most.
+        """Have the coordinator move this machine's layers to other nodes, and wait for the move, at most 20 s.
 
         Answers under way then go on without this machine. Close the node afterwards: it gets no layers any more.
         """

@@ -32,7 +32,7 @@ class Invitation:
 
     code: str
     addresses: tuple[str, ...]
-    """Where the other machine reaches this one if it does not find it by itself, each as ``HOST:PORT``."""
+    """Addresses of this machine for a machine that does not find it by itself, each as ``HOST:PORT``."""
     expires_in_s: float
 
 
@@ -47,7 +47,7 @@ class ServedCluster(Background[CoordinatorService]):
 
     @property
     def address(self) -> str:
-        """Where nodes and chats on this machine reach the coordinator, as ``HOST:PORT``."""
+        """Address of the coordinator for nodes and chats on this machine, as ``HOST:PORT``."""
         return str(self._service.coordinator.local_address)
 
     @property
@@ -69,7 +69,7 @@ class ServedCluster(Background[CoordinatorService]):
 
     @property
     def reason(self) -> str:
-        """What answers wait for, such as machines that are away; empty while the cluster can answer."""
+        """Reason why answers wait, such as machines that are away; empty while the cluster can answer."""
         return self._service.coordinator.reason
 
     @property
@@ -104,7 +104,7 @@ class ServedCluster(Background[CoordinatorService]):
         request_id: str = "",
         trace: RequestTrace | None = None,
     ) -> Answer:
-        """An answer to ``prompt``, which begins when it is read; without the way over the cluster's socket.
+        """An answer to ``prompt``, which begins when it is read; it does not pass the cluster's socket.
 
         Args:
             prompt: A question; a conversation, or its messages; or token ids.
@@ -114,7 +114,7 @@ class ServedCluster(Background[CoordinatorService]):
             wait_s: Seconds to wait until the cluster can answer.
             encoded_by: The ``frontend`` whose tokenizer made a prompt of token ids; another model refuses the prompt.
             request_id: The name of the request in logs; a new one by default.
-            trace: Where what is done for a request with a name is recorded (``traces``).
+            trace: The record of the request's times, begun by ``traces``; None for a request that is not traced.
 
         Raises:
             UsageError: ``raw`` with a conversation.
@@ -139,21 +139,21 @@ class ServedCluster(Background[CoordinatorService]):
 
     @property
     def traces(self) -> TraceLog:
-        """The traces of the newest requests, whoever asked."""
+        """The traces of the newest requests of all askers."""
         return self._service.coordinator.live_answers.traces
 
     def observe(self, on_ended: OnEnded) -> None:
-        """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
+        """Register ``on_ended``, which is called with each answer that has ended, of any asker and in any thread."""
         self._service.coordinator.live_answers.observers.append(on_ended)
 
     def tell_http(self, http: HttpAddress | None) -> None:
-        """Have the status tell where the HTTP server of this program listens; None for no server."""
+        """Add the address of this program's HTTP server to the status; None for no server."""
         self._service.coordinator.tell_http(http)
 
     async def load(self, model: str, on_change: Callable[[ModelChange], None] = lambda _: None) -> None:
         """Change the model while the cluster runs: answers under way end first, and new questions wait.
 
-        ``on_change`` is called ten times per second with how far it is. A change that nobody awaits goes on.
+        ``on_change`` is called ten times per second with the state of the change. A change that nobody awaits goes on.
 
         Raises:
             UsageError: another change is under way.
@@ -176,10 +176,10 @@ class ServedCluster(Background[CoordinatorService]):
         return (await self.invitation()).code
 
     async def invitation(self) -> Invitation:
-        """The same with what else the other machine may need.
+        """A code as of ``invite``, with the addresses of this machine.
 
         Raises:
-            EdgeppError: as for ``invite``.
+            EdgeppError: too many invitations are open, or the pairing port (the cluster's plus one) is in use.
         """
         told = await self._call("invite")
         addresses = tuple(str(Address(host, told["port"])) for host in told["addresses"])
@@ -203,7 +203,7 @@ class ServedCluster(Background[CoordinatorService]):
             undo: Let the node run layers again; does not wait.
 
         Raises:
-            EdgeppError: no present node is called so, or the others cannot hold its layers.
+            EdgeppError: no present node has this name or id, or the other nodes cannot hold its layers.
         """
         told = await self.begin_drain(node, undo=undo)
         while not undo and told["layers"]:
@@ -213,10 +213,10 @@ class ServedCluster(Background[CoordinatorService]):
             await asyncio.sleep(_CHANGE_LOOK_S)
 
     async def begin_drain(self, node: str, *, undo: bool = False) -> Mapping[str, Any]:
-        """Begin what ``drain`` does, and return at once with the ``layers`` that the node has now.
+        """Begin a drain, or with ``undo`` end one, and return at once with the ``layers`` that the node has now.
 
         Raises:
-            EdgeppError: as for ``drain``.
+            EdgeppError: no present node has this name or id, or the other nodes cannot hold its layers.
         """
         return await self._call("drain", {"node": node, "undo": undo})
 
@@ -230,5 +230,5 @@ class ServedCluster(Background[CoordinatorService]):
 
 
 def local_owner(name: str) -> str:
-    """The owner of what ``name`` asks in this process; no node's key, which has no space, can be equal to it."""
+    """The owner of requests of ``name`` in this process; it has a space, so no node's key can be equal to it."""
     return f"api: {name}"

@@ -54,7 +54,7 @@ class SimPipeline:
         self._inbox: deque[Job] = deque()
         self._worked_s = [0.0] * len(replica.stages)
         self._coordinator_s = self._active_s = 0.0
-        self._steps = self._rows = self._batches = self._preempted = 0
+        self._rows = self._batches = self._preempted = 0
         self._loss: Loss | None = None
         self._reset(0.0)
 
@@ -155,7 +155,6 @@ class SimPipeline:
             self._active_s,
             tuple(worked_s / active_s for worked_s in self._stages_worked_s),
             self._coordinator_s / active_s,
-            self._steps,
             self._rows,
             self._batches,
             self._preempted + self._core.load.preempted,
@@ -195,7 +194,6 @@ class SimPipeline:
         coordinator = self._replica.coordinator
         work_s = coordinator.send_s + coordinator.row_s * rows
         self._coordinator_s += work_s
-        self._steps += 1
         self.next_s = self._free_s = now_s + work_s
         if self._loss is None:
             self._ring.send(step, self.next_s, rows, wanted, [costs_s[which] for which in self._cost_of])

@@ -67,7 +67,6 @@ class ReplicaUse:
     """Share of ``active_s`` for which each stage computes."""
     coordinator: float
     """Share of ``active_s`` for which the coordinator works."""
-    steps: int
     rows: int
     """Rows of all micro-batches together."""
     batches: int

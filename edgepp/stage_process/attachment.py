@@ -20,7 +20,6 @@ MAX_UNSENT_FRAMES = 64
 class UnsentFrame:
     """A frame that the full queue of the next stage has not taken yet."""
 
-    frame: Frame
     parts: list[bytes | memoryview]
     until_s: float
     """Monotonic time until which the frame may wait."""

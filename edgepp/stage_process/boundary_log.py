@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.companion import Key, keys_of, rekey
+from edgepp.stage_process.sequence_state import Key, keys_of, rekey
 
 _MIN_POSITIONS = 256
 """Positions for which the log of a sequence takes memory at first; it doubles as needed."""
@@ -27,7 +27,7 @@ class _Rows:
 
 
 class BoundaryLog:
-    """Hidden states that one stage sent on. Implements ``Companion``; belongs to one thread."""
+    """Hidden states that one stage sent on. Implements ``SequenceState``; belongs to one thread."""
 
     def __init__(self) -> None:
         self._logs: dict[Key, _Rows] = {}

@@ -65,7 +65,7 @@ class BulkWork:
         self._pushes: dict[Target, PushQueue] = {}
         self.connect: Callable[[BulkAttempt], None] = _cannot_connect
         """Begins to make a link in another thread; its ``BulkConnected`` comes back to the compute thread."""
-        runner.companions += [boundary_log, self._copies, self._arrivals]
+        runner.sequence_states += [boundary_log, self._copies, self._arrivals]
 
     @property
     def nbytes(self) -> int:
@@ -92,14 +92,14 @@ class BulkWork:
         elif message.keeper_addresses and self._runner.model.kv_layout:
             link = BulkLink(message.keeper_addresses, message.keeper_key, self.connect)
             sender = self._senders[message.epoch] = CopySender(self._runner, message.epoch, link, self._piece_bytes)
-            self._runner.companions.append(sender)
+            self._runner.sequence_states.append(sender)
 
     def detach(self, epoch: int) -> None:
         """End the work of a ring, and close its links."""
         self._replays.pop(epoch, None)
         sender = self._senders.pop(epoch, None)
         if sender is not None:
-            self._runner.companions.remove(sender)
+            self._runner.sequence_states.remove(sender)
             sender.close()
         for target in [target for target in self._pushes if target[0] == epoch]:
             self._pushes.pop(target).close()

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageFault
 from edgepp.stage_process.bulk_link import BulkLink
-from edgepp.stage_process.companion import Key
 from edgepp.stage_process.frames import Frame, spans_of
 from edgepp.stage_process.kv_export import cut_of, exported
 from edgepp.stage_process.kv_pieces import CachePiece, Cut
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.paced_link import PacedLink
+from edgepp.stage_process.sequence_state import Key
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import Message
@@ -71,7 +71,7 @@ class _Sent:
 
 
 class CopySender:
-    """Sends the copies of one ring. Implements ``Companion``; belongs to the compute thread."""
+    """Sends the copies of one ring. Implements ``SequenceState``; belongs to the compute thread."""
 
     batch = 8
     """Positions of a decoding sequence that are sent together."""

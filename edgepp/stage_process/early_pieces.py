@@ -6,7 +6,7 @@ The memory for the pieces of each sender is bounded, so that no member can take 
 from __future__ import annotations
 
 from edgepp.errors import RemoteProtocolError, StageFault
-from edgepp.stage_process.companion import Key
+from edgepp.stage_process.sequence_state import Key
 from edgepp.wire.messages.data import KvPiece
 
 MAX_BYTES_PER_SENDER = 4 << 20

@@ -70,7 +70,7 @@ class FrameSender:
             if len(ring.unsent) >= MAX_UNSENT_FRAMES:
                 self._on_unreachable(ring)
             else:
-                ring.unsent.append(UnsentFrame(frame, parts, time.monotonic() + SEND_WAIT_S))
+                ring.unsent.append(UnsentFrame(parts, time.monotonic() + SEND_WAIT_S))
                 self._congested[frame.epoch] = ring
         return sum(map(len, tensor))
 

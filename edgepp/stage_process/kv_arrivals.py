@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
-from edgepp.stage_process.companion import Key, keys_of
 from edgepp.stage_process.early_pieces import EarlyPieces
 from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.stage_process.sequence_state import Key, keys_of
 from edgepp.wire.messages.data import KvPiece
 from edgepp.wire.messages.recovery import Expect
 
@@ -26,7 +26,7 @@ class _Arrival:
 
 
 class KvArrivals:
-    """The sequences that are being restored. Implements ``Companion``; belongs to one thread."""
+    """The sequences that are being restored. Implements ``SequenceState``; belongs to one thread."""
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner

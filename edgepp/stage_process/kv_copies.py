@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
-from edgepp.stage_process.companion import Key, keys_of, rekey
 from edgepp.stage_process.kv_pieces import CachePiece
+from edgepp.stage_process.sequence_state import Key, keys_of, rekey
 from edgepp.wire.messages.data import Kept
 
 MAX_FRAMES = 1024
@@ -88,7 +88,7 @@ class _Overwrites:
 
 
 class KvCopies:
-    """The copies of all rings. Implements ``Companion``; belongs to one thread."""
+    """The copies of all rings. Implements ``SequenceState``; belongs to one thread."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -14,10 +14,10 @@ import numpy as np
 from edgepp.backend.base import SequenceFault, StageModel
 from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.companion import Companion, Key, keys_of, rekey
 from edgepp.stage_process.finite import all_finite, not_finite
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.frames import Frame, select_rows
+from edgepp.stage_process.sequence_state import Key, SequenceState, keys_of, rekey
 from edgepp.stage_process.split_head import WantedResult
 from edgepp.wire import codec
 from edgepp.wire.messages.data import Batch, Forward
@@ -74,7 +74,7 @@ class ModelRunner:
         """``context`` is the highest number of positions of any sequence."""
         self.model = model
         self._head = model if isinstance(model, FirstRank) and model.has_head else None
-        self.companions: list[Companion] = []
+        self.sequence_states: list[SequenceState] = []
         """They hear of every sequence that is copied, freed or inherited."""
         self.context = context
         self.counters = Counters()
@@ -199,8 +199,8 @@ class ModelRunner:
             self.model.open(opened.cache_id, opened.reserved)
         self._open[key] = opened
         if frame.position:
-            for companion in self.companions:
-                companion.fork((frame.epoch, frame.source), key, frame.position)
+            for state in self.sequence_states:
+                state.fork((frame.epoch, frame.source), key, frame.position)
         return opened
 
     def _new(self, capacity: int, end: int) -> _OpenSequence:
@@ -262,15 +262,15 @@ class ModelRunner:
         opened = self._open.pop(key, None)
         if opened is not None:
             self.model.free(opened.cache_id)
-        for companion in self.companions:
-            companion.free(key)
+        for state in self.sequence_states:
+            state.free(key)
 
     def forget(self, epoch: int) -> None:
         """Free all sequences of an epoch."""
         for key in keys_of(self._open, epoch):
             self.free(*key)
-        for companion in self.companions:
-            companion.forget(epoch)
+        for state in self.sequence_states:
+            state.forget(epoch)
 
     def inherit(self, old: int, new: int) -> None:
         """Move all sequences of the epoch ``old`` to the epoch ``new``; those without a position are freed."""
@@ -280,8 +280,8 @@ class ModelRunner:
         rekey(self._open, old, new)
         freed = [(new if epoch == old else epoch, sequence) for epoch, sequence in self._freed]
         self._freed = deque(freed, maxlen=_MAX_FREED)
-        for companion in self.companions:
-            companion.inherit(old, new)
+        for state in self.sequence_states:
+            state.inherit(old, new)
 
     def lengths(self, epoch: int) -> dict[int, int]:
         """Positions that each sequence of an epoch holds."""

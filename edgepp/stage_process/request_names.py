@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from edgepp.stage_process.companion import Key, keys_of, rekey
 from edgepp.stage_process.frames import Frame
 from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.stage_process.sequence_state import Key, keys_of, rekey
 from edgepp.structured_log import fields
 from edgepp.wire.messages.data import Forward
 
@@ -14,11 +14,11 @@ log = logging.getLogger("edgepp.stage")
 
 
 class RequestNames:
-    """Name of the request of each sequence. Implements ``Companion``."""
+    """Name of the request of each sequence. Implements ``SequenceState``."""
 
     def __init__(self, runner: ModelRunner) -> None:
         self._names: dict[Key, str] = {}
-        runner.companions.append(self)
+        runner.sequence_states.append(self)
 
     def note(self, frame: Frame) -> None:
         """Note the name in a frame that opens a sequence."""

@@ -1,1 +1,1 @@
-"""Tool calls: how each family of models writes them, as prompt, grammar and parser."""
+"""Tool calls in the forms of the families of models: as prompt, grammar and parser."""

@@ -10,13 +10,13 @@ from edgepp.tool_calls.reasoning import ReasoningSplitter, overlap
 from edgepp.tool_calls.tool_use import AnswerPart, CallStarted, Reasoning, Text
 
 _MAX_BLANK = 1024
-"""White space that is held back at most where it is dropped if a call follows."""
+"""Limit of held-back white space, which is dropped if a call follows."""
 _MAX_INDENT = 64
-"""Characters in front of a bracket that are looked at to see whether it begins a line."""
+"""Characters in front of a bracket that are checked to know whether the bracket begins a line."""
 
 
 class CallParser:
-    """Finds calls in the text of an answer, and hands each to a reader from its beginning on.
+    """Search for calls in the text of an answer, each of which a reader reads from its beginning on.
 
     White space around calls is dropped; all other text outside of calls is kept.
     """
@@ -82,7 +82,7 @@ class CallParser:
         return parts
 
     def _search(self, text: str, parts: list[AnswerPart]) -> str:
-        """Pass on text up to the next call; the text from there on."""
+        """Pass on text up to the next call; returns the text from the call on."""
         self._held = ""
         blank = -1 if self._blank is None else len(text) - len(text.lstrip())
         for found in self._pattern.finditer(text):
@@ -110,7 +110,7 @@ class CallParser:
         return bool(newline) and not line.strip()
 
     def _take(self, found: list[AnswerPart], parts: list[AnswerPart]) -> None:
-        """Pass on what a reader found."""
+        """Pass on the parts that a reader found."""
         for part in found:
             if isinstance(part, Text):
                 self._text(part.text, parts)

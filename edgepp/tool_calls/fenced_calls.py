@@ -16,7 +16,7 @@ _JSON_FENCE = "```json"
 
 @dataclass(frozen=True)
 class Heads:
-    """What stands around the arguments of calls."""
+    """Texts around the arguments of calls."""
 
     head: re.Pattern[str]
     """All between the calls' marker, or the arguments before, and an opening brace; its first group is the name."""
@@ -57,7 +57,7 @@ class HeadedCalls(Reader):
         return [Text(held)] if held and not is_tail else []
 
     def _read_head(self, text: str, parts: list[AnswerPart]) -> str:
-        """Read up to the next arguments, or to the end of the calls; the text from there on."""
+        """Read up to the next arguments, or to the end of the calls; returns the text from there on."""
         self._held = ""
         brace, end = text.find("{"), text.find(self._closing)
         if brace >= 0 and not 0 <= end < brace:

@@ -17,7 +17,7 @@ _MAX_DEPTH = 50
 
 
 class _NotGemmaError(ValueError):
-    """The text has not the form of calls."""
+    """The text does not have the form of calls."""
 
 
 @dataclass
@@ -99,7 +99,7 @@ class _Values:
 
 
 def parse(text: str, quote: str) -> list[Call] | None:
-    """The calls in ``text``, whose strings stand between two ``quote``; None if it is not whole calls."""
+    """The calls in ``text``, whose strings stand between two ``quote``; None if the text is not whole calls."""
     try:
         return _Values(text, quote).calls() or None
     except _NotGemmaError:

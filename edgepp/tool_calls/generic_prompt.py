@@ -1,4 +1,4 @@
-"""The prompt that tells a model of tools whose chat template knows none."""
+"""The prompt that describes tools to a model whose chat template renders none."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 
 MAX_DEPTH = 100
-"""Objects and arrays inside each other."""
+"""Limit of objects and arrays inside each other."""
 _MAX_SCALAR = 1024
-"""Characters of a number or literal."""
+"""Limit of the characters of a number or literal."""
 _WHITE = frozenset(" \t\n\r")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _SCALAR = re.compile(r'[^\s,:"\[\]{}]+')
@@ -19,11 +19,11 @@ _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 class JsonObjectStream:
-    """Follows one JSON object through pieces of text, in constant time per character.
+    """Parser of one JSON object in pieces of text, in constant time per character.
 
-    What it passes on is the text as it came, except for what models write and JSON or Unicode forbids: control
-    characters inside strings are escaped, backslashes that escape nothing are doubled, halves of surrogate pairs become
-    U+FFFD, and Python's True, False and None become JSON's.
+    The text is passed on as it came, except for mistakes of models that JSON or Unicode forbids: control characters
+    inside strings are escaped, backslashes that escape nothing are doubled, halves of surrogate pairs become U+FFFD,
+    and Python's True, False and None become JSON's.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class JsonObjectStream:
         """The JSON text of the object in ``text``, and the text behind the object, or None while the object goes on.
 
         Raises:
-            ValueError: the text is not JSON; ``passed`` and ``at`` of the error say how far it was.
+            BrokenJsonError: the text is not JSON; the error has the JSON text of this piece and the place of the fault.
         """
         out: list[str] = []
         at = 0
@@ -201,7 +201,7 @@ class JsonObjectStream:
 
 
 class BrokenJsonError(ValueError):
-    """Text that is not JSON, with what was passed on of the last piece, and the place in the piece where it broke."""
+    """Text that is not JSON; ``passed`` is the JSON text of the last piece, ``at`` the index of the fault in it."""
 
     def __init__(self, reason: str, passed: str, at: int) -> None:
         super().__init__(reason)

@@ -14,7 +14,7 @@ _END = "<|tool_call_end|>"
 
 
 def parse(text: str) -> list[Call] | None:
-    """The calls in ``text``; None if it is not whole calls and nothing else."""
+    """The calls in ``text``; None if the text is not whole calls and nothing else."""
     calls: list[Call] = []
     at = 0
     while found := _CALL.match(text, at):

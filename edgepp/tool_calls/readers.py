@@ -1,4 +1,4 @@
-"""Readers of calls inside an answer, which the answer's parser hands the text to from the beginning of a call on."""
+"""Readers of calls inside an answer, which get the text from the beginning of a call on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 from edgepp.tool_calls.tool_use import AnswerPart, CallArguments, CallEnded, CallStarted
 
 MAX_HELD = 1 << 18
-"""Characters that are held back at most until it is certain whether they are a call; more is text."""
+"""Limit of the characters that are held back until they are known to be a call or not; longer ones are text."""
 
 Call: TypeAlias = tuple[str, Mapping[str, Any]]
 """The name of a tool, and its arguments."""
 
 
 class Reader(ABC):
-    """Reads text until a call, or several, end. What turns out to be no call comes back as ``Text``."""
+    """A reader of text until the end of one or more calls. Text that turns out to be no call comes back as ``Text``."""
 
     rest: str | None = None
     """The text behind the calls, once they have ended; None while they go on."""
@@ -44,7 +44,7 @@ class Reader(ABC):
 
 
 class CallsReader(Reader):
-    """Reads one or more calls up to one of several closings."""
+    """A reader of one or more calls up to one of several closings."""
 
     def __init__(self, names: tuple[str, ...], opening: str = "", closings: tuple[str, ...] = ()) -> None:
         """Prepare to read.

@@ -1,4 +1,4 @@
-"""JSON schemas of tools and answers, prepared for a grammar: without annotations and what llguidance cannot hold."""
+"""JSON schemas of tools and answers, prepared for a grammar: annotations and unsupported keys are left out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgepp.errors import UsageError
 from edgepp.tool_calls.tool_use import Tool
 
 MAX_DEPTH = 64
-"""Schemas inside each other."""
+"""Limit of schemas inside each other."""
 MAX_NUMBER = 1 << 53
 """The smallest number that is no longer a limit which can be held."""
 MAX_COUNT = 1_000_000
-"""Characters, items or properties that a limit may name."""
+"""Largest number of characters, items or properties that a limit in a schema may name."""
 _BOUNDS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
 _COUNTS = frozenset(["minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"])
 _ONE = frozenset(
@@ -116,7 +116,7 @@ def held_schema(tool: Tool) -> str:
 
 
 def answer_constraint(schema: Mapping[str, Any], strict: bool) -> Constraint:
-    """What holds the text of an answer to ``schema``; unless ``strict``, without what llguidance cannot hold.
+    """The constraint of an answer by ``schema``; unless ``strict``, without keys that llguidance cannot hold.
 
     Objects with named properties get no others unless the schema says so: classes become schemas that say nothing of
     others, and a model that may add properties adds them without end.
@@ -133,7 +133,7 @@ def answer_constraint(schema: Mapping[str, Any], strict: bool) -> Constraint:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a schema comes from, and how it is held."""
+    """Owner of a schema, and whether every key of the schema must be held."""
 
     owner: str
     strict: bool
@@ -169,7 +169,7 @@ def _prepared(schema: Any, source: _Source, path: str, depth: int, narrow: bool 
 
 
 def _fault(key: str, value: Any, root: Mapping[str, Any]) -> str:
-    """Why llguidance cannot hold a key with this value; empty if it can."""
+    """Reason why llguidance cannot hold a key with this value; empty if it can."""
     if key in _UNSUPPORTED or (key == "format" and str(value) not in _FORMATS):
         return "cannot be enforced"
     if key == "$ref":

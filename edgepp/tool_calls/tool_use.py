@@ -1,4 +1,4 @@
-"""Which tools an answer may call, as a client asked for it, and the parts that an answer is made of. Pure data."""
+"""The tools that an answer may call, as asked by a client, and the parts of an answer. Pure data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeAlias
 from edgepp.errors import UsageError
 
 MAX_TOOLS = 512
-"""Tools of one request."""
+"""Limit of the tools of one request."""
 MAX_NAME = 128
-"""Characters of the name of a tool."""
+"""Limit of the characters of the name of a tool."""
 MAX_TOOLS_BYTES = 1 << 20
-"""Bytes that names, descriptions and schemas of all tools may have together."""
+"""Limit of the bytes of names, descriptions and schemas of all tools together."""
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 
 
@@ -30,7 +30,7 @@ class Tool:
     strict: bool = False
     """Whether the arguments must match ``parameters``, held by a grammar."""
     listed: bool = True
-    """Whether the prompt lists the tool; False for one that the messages tell of, so that the list stays as it is."""
+    """Whether the prompt lists the tool; False for a tool that a message describes, so that the list stays as it is."""
     where: str = field(default="", compare=False)
     """The place of the tool in the request, such as ``tools[3]``; only errors show it."""
 

@@ -1,1 +1,1 @@
-"""What the commands print: tables, progress, events, errors, and the interactive chat."""
+"""Output of the commands: tables, progress, events, errors, and the interactive chat."""

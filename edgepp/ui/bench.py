@@ -18,12 +18,12 @@ from rich.text import Text
 
 from edgepp import __version__
 from edgepp.benchmark.comparison import FILE, Comparison, Difference, compare, read
+from edgepp.benchmark.history_entry import entry
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown import markdown
 from edgepp.benchmark.markdown_table import number, spread
 from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement, ReportProgress
 from edgepp.benchmark.origin_table import layout_name
-from edgepp.benchmark.remembered import entry
 from edgepp.benchmark.report import NAMES, BenchmarkReport, MeasuredTarget
 from edgepp.benchmark.target import cluster, local
 from edgepp.benchmark.workload import Askable, FreshOwners
@@ -59,7 +59,7 @@ def bench(options: BenchmarkOptions, settings: BenchmarkSettings, out: str | Non
     """Measure and write the report. After Ctrl-C or a failed answer the report is marked as partial.
 
     Raises:
-        EdgeppError: nothing, or not everything, could be askable.
+        EdgeppError: the target cannot be opened, or the measurement ended early.
     """
     folder = None if as_json and out is None else _folder(out)
     found: list[BenchmarkReport] = []
@@ -146,7 +146,7 @@ async def _opened(engine: Engine, stack: AsyncExitStack) -> Askable:
 
 @contextmanager
 def _progress() -> Iterator[ReportProgress]:
-    """A bar on a terminal, else one line per step; on standard error."""
+    """Progress of the measurement on standard error: a bar on a terminal, else one line per step."""
     console = Screen(stderr=True)
     if not console.is_terminal:
         yield lambda done, total, what: say(f"{done + 1}/{total} {what}", err=True)
@@ -169,7 +169,11 @@ def _progress() -> Iterator[ReportProgress]:
 
 
 def _folder(out: str | None) -> Path:
-    """Folder of the report, made before the measurement."""
+    """Folder of the report, made before the measurement.
+
+    Raises:
+        UsageError: the folder cannot be made, or has a report already.
+    """
     folder = Path(out).expanduser() if out else Path(f"edgepp-bench-{datetime.now().strftime('%Y-%m-%d-%H%M%S')}")
     if (folder / FILE).exists():
         raise UsageError(f"{folder} has a report already", "name another folder with --out")

@@ -37,7 +37,7 @@ def show_history(model: str | None, out: str | None, *, as_json_object: bool) ->
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """One bar per value, from the lowest to the highest of them."""
+    """One character per value, a bar whose height is the value's place between the lowest and the highest value."""
     low, high = min(values), max(values)
     span = high - low or 1.0
     return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in values)

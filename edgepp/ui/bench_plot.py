@@ -11,7 +11,7 @@ from edgepp.benchmark.report import BenchmarkReport
 from edgepp.ui.plan_plot import load_pyplot
 
 _RATES = tuple(10 ** (exponent / 8) for exponent in range(8, 29))
-"""From 10 Mbit/s to 3 Gbit/s."""
+"""Rates of the link in the plot, in Mbit/s: from 10 Mbit/s to 3 Gbit/s."""
 _TICKS = (10, 30, 100, 300, 1000, 3000)
 _COLOURS = {"none": "tab:grey", "lz4": "tab:blue", "zstd": "tab:orange"}
 
@@ -67,7 +67,7 @@ def _requests(axes: Any, report: BenchmarkReport) -> None:
 
 
 def _links(axes: Any, report: BenchmarkReport) -> None:
-    """Time of one way of the largest matrix, by rate of the link."""
+    """Time of the largest matrix one way over a link, by rate of the link."""
     rows = max(one.rows for one in report.codecs)
     for one in report.codecs:
         if one.rows == rows:

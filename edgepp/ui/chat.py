@@ -115,7 +115,7 @@ def summary(answer: Answer) -> str:
 
 
 def cut_off(answer: Answer, options: GenerateOptions) -> tuple[str, bool] | None:
-    """Why an answer was cut off, and whether because the context is full; None if it was not, or by Ctrl-C."""
+    """Reason why an answer was cut off, and whether the context is full; None for a whole answer, or after Ctrl-C."""
     if answer.finish_reason != "length" or options.ignore_eos:
         return None
     what = f"cut off after {len(answer.token_ids)} tokens"
@@ -130,7 +130,7 @@ def more_room(is_full: bool) -> str:
 
 
 def incomplete(answer: Answer, options: GenerateOptions) -> EdgeppError | None:
-    """The error of a constrained answer that ended before it satisfied its constraint; None if it did."""
+    """The error of a constrained answer that ended before it satisfied its constraint; None for other answers."""
     constraint = options.constraint
     if constraint is None or answer.finish_reason == "stop" or _is_complete(answer.text, constraint):
         return None
@@ -183,7 +183,7 @@ def stage_table(answer: Answer) -> str:
 async def answer_once(
     model: Model, prompt: Question, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
 ) -> Answer:
-    """Print one answer: streamed text, with its speed on standard error, or one JSON object; the answer.
+    """Print one answer: streamed text, with its speed on standard error, or one JSON object; returns the answer.
 
     Raises:
         EdgeppError: the answer cannot begin, failed, or does not satisfy its constraint.

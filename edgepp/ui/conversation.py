@@ -43,14 +43,14 @@ _LEAVE = ("/quit", "/bye", "/exit", "quit", "exit")
 
 
 class UnknownCommand(Exception):  # noqa: N818 - a hint for the user, not an error
-    """A line looks like a command and is not one."""
+    """A line looks like a command, and there is no such command."""
 
 
 def command(line: str) -> str | None:
     """The command in ``line``, one of ``COMMANDS``; None for a question.
 
     Raises:
-        UnknownCommand: ``line`` looks like a command and is not one; the message says what to do.
+        UnknownCommand: ``line`` looks like a command, and there is no such command; the message says what to do.
     """
     text = line.strip()
     if text in _LEAVE:

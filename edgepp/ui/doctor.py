@@ -105,7 +105,7 @@ def glibc() -> Finding:
 
 
 def judge_glibc(name: str, number: str) -> Finding:
-    """The finding about the C library; ``name`` and ``number`` as of ``platform.libc_ver``."""
+    """The finding about the C library, whose ``name`` and ``number`` are those of ``platform.libc_ver``."""
     if name != "glibc":
         return Finding(
             "C library",
@@ -209,7 +209,7 @@ def private_files(folder: Path) -> Finding:
 
 
 def clock(moved_s: float) -> Finding:
-    """Whether the clock is set; ``moved_s`` is its change against the monotonic clock during these checks."""
+    """Whether the clock is set; ``moved_s`` is the clock's change against the monotonic clock during these checks."""
     now = datetime.now().astimezone()
     found = now.isoformat(timespec="seconds")
     if now.year not in _YEARS:

@@ -80,7 +80,7 @@ def _not_sent(name: str, error: OSError, *, heard: bool) -> Finding:
 
 
 def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
-    """Which coordinators announce themselves, and whether another machine uses the node id of this one.
+    """Findings about the coordinators that announce themselves, and about machines with this machine's node id.
 
     ``answers`` means that the coordinator of this machine was reached, announced or not.
     """

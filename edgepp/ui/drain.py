@@ -1,4 +1,4 @@
-"""`edgepp drain NODE`: the other nodes take its layers, with progress; `--undo` lets it run layers again."""
+"""`edgepp drain NODE`: other nodes take the node's layers, with progress; `--undo` lets the node run layers again."""
 
 from __future__ import annotations
 

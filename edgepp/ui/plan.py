@@ -207,7 +207,7 @@ def _best_node_text(found: Forecast) -> str:
 
 
 def best_way_text(ways: Sequence[Way]) -> str:
-    """Which of sharing layers, a pipeline and one machine is best, and by how much; empty with nothing to compare."""
+    """Sentence on the best of shared layers, a pipeline and one machine; empty with nothing to compare."""
     if len(ways) < 2:
         return ""
     best, *others = ways

@@ -18,7 +18,7 @@ log = logging.getLogger("edgepp.events")
 
 
 class Service(Protocol):
-    """What can be opened, watched and closed, such as a ``Background``."""
+    """A service that can be opened, watched and closed, such as a ``Background``."""
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
         """Start the service."""

@@ -25,7 +25,7 @@ _SIGNS = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "yellow")}
 
 @dataclass(frozen=True)
 class SelftestOptions:
-    """What `edgepp selftest` checks, and where the report goes."""
+    """Options of `edgepp selftest`: the target, the checks, and the folder of the report."""
 
     cluster: bool = False
     model: str | None = None
@@ -81,7 +81,7 @@ async def _run(options: SelftestOptions, checks: list[Check], report: SelftestRe
 
 
 async def _fetch(model: str) -> None:
-    """Have the model of the selftest's own cluster on this disk.
+    """Fetch the model of the selftest's own cluster, unless it is on this disk.
 
     Raises:
         ModelError: there is no such model, or it cannot be fetched now.

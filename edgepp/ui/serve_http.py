@@ -16,7 +16,7 @@ _BODY = '{"messages":[{"role":"user","content":"Why is the sky blue?"}]}'
 
 
 def facts(http: HttpServer | None) -> dict[str, Any]:
-    """What the ``listening`` event of `edgepp serve --json` tells of the server; the key if one was made."""
+    """Fields of the server in the ``listening`` event of `edgepp serve --json`; with the key if one was made."""
     if http is None:
         return {}
     return {"http": http.url} | ({"http_key": http.new_key} if http.new_key else {})

@@ -40,7 +40,7 @@ def manager(*, daemon: bool) -> ServiceManager:
     """The service manager of this machine.
 
     Raises:
-        UsageError: there is none, or it has no daemons of its own.
+        UsageError: there is no service manager, or it has no daemons.
     """
     if sys.platform == "darwin":
         return Launchd(daemon=daemon)
@@ -166,7 +166,7 @@ def _check_role(role: Role, options: tuple[str, ...]) -> None:
     """Check that a service can start by itself: this machine is paired, and in the right cluster.
 
     Raises:
-        UsageError: it could not.
+        UsageError: the service could not start by itself.
     """
     cluster = load_cluster()
     if role == "serve":
@@ -186,7 +186,7 @@ def _check_role(role: Role, options: tuple[str, ...]) -> None:
 
 
 def _wants_linger(linger: bool | None, *, quiet: bool) -> bool:
-    """Whether to turn lingering on: as was said, or as a person answers."""
+    """Whether to turn lingering on: by ``linger``, or where that is None by the answer of a person."""
     if linger is not None or quiet or not sys.stdin.isatty():
         return bool(linger)
     say(_LINGER)

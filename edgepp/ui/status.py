@@ -131,7 +131,7 @@ def _sums(state: Mapping[str, Any]) -> list[Text]:
 
 
 def _http(http: Mapping[str, Any]) -> str:
-    """Where HTTP clients reach the cluster, and whether they need a key."""
+    """Line with the URLs for HTTP clients, and whether clients need a key."""
     others = f", from other machines {', '.join(http['lan_urls'])}" if http["lan_urls"] else ""
     key = "every client needs a key" if http["key_required"] else "no key needed"
     return f"HTTP: {http['url']} on that machine{others} · {key}"

@@ -1,4 +1,4 @@
-"""How far a change of the cluster is: a line that is updated on a terminal, else one per step; or lines of JSON."""
+"""Progress of a change of the cluster: a line that is updated on a terminal, else a line per step; or lines of JSON."""
 
 from __future__ import annotations
 

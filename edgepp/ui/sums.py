@@ -1,4 +1,4 @@
-"""What sums over two nodes cost, of which two are needed per layer where both share layers."""
+"""Cost of sums over two nodes; nodes that share layers need two sums per layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgepp.errors import EdgeppError
 from edgepp.ui.finding import Finding
 
 _WAIT_S = 20.0
-"""How long `edgepp doctor` waits for measurements."""
+"""Seconds that `edgepp doctor` waits for measurements."""
 _POLL_S = 0.5
 
 
@@ -27,7 +27,7 @@ def sum_text(pair: Mapping[str, Any]) -> str:
 
 
 def measured_sums(connection: CoordinatorClient) -> Finding:
-    """What sums over each pair of nodes would cost, measured now where that was not done before."""
+    """The cost of sums over each pair of nodes, measured now where it was not measured before."""
     try:
         wanted = connection.call("measure")["pairs"]
         until_s = time.monotonic() + _WAIT_S
@@ -44,5 +44,5 @@ def measured_sums(connection: CoordinatorClient) -> Finding:
 
 
 def tried(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The pairs of nodes that were measured, or could not be."""
+    """The pairs of nodes whose measurement has ended, well or not."""
     return [pair for pair in status["sums"] if pair["latency_s"] is not None or pair["problem"]]

@@ -40,7 +40,9 @@ def list_requests(peer: str | None, *, as_json: bool) -> None:
 
 
 def show_request(request: str, output: str | None, peer: str | None, *, as_json: bool) -> None:
-    """Print where the time of a request went, and write its trace to ``output``; empty for the usual name, None for no.
+    """Print the parts of a request's time, and write its trace to the file ``output``.
+
+    An empty ``output`` is the usual name, None writes no file.
 
     Raises:
         EdgeppError: the coordinator is not found, or keeps no such trace; or the file cannot be written.
@@ -103,7 +105,7 @@ def report(trace: TraceView) -> dict[str, Any]:
 
 
 def tables(trace: TraceView) -> list[Rows | str]:
-    """The table of all parts, and what else there is to say."""
+    """The table of all parts, and lines about guesses, clocks and lost records."""
     found = split(trace)
     if not found.num_tokens:
         return [f"request {trace.request} has no token yet"]

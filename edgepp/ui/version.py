@@ -1,4 +1,4 @@
-"""`edgepp version` and `edgepp completion`: what is installed here, and the shell's completion script."""
+"""`edgepp version` and `edgepp completion`: installed versions, and the shell's completion script."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BACKENDS = ("mlx", "mlx-lm", "onnxruntime")
 
 
 def facts() -> dict[str, Any]:
-    """What is installed here, as JSON values.
+    """Installed versions, as JSON values.
 
     ``commit`` is None for an installed release, which its version identifies; ``backends`` maps a library to its
     version, None where it is not installed.
@@ -40,7 +40,7 @@ def facts() -> dict[str, Any]:
 
 
 def show_version(*, as_json: bool) -> None:
-    """Print what is installed here."""
+    """Print the installed versions."""
     found = facts()
     if as_json:
         say_json(found)

@@ -1,4 +1,4 @@
-"""A line on standard error about why an answer of a cluster has not begun: missing nodes, loads, and for how long."""
+"""A line on standard error with the reason why an answer has not begun, such as missing nodes, and the time waited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PRINT_INTERVAL_S = 10.0
 
 
 class WaitingNote:
-    """One line that says why an answer has not begun: updated on a terminal, else printed when the reason changes."""
+    """A line with the reason why an answer has not begun: updated on a terminal, else printed at a new reason."""
 
     def __init__(self) -> None:
         self._console = Screen(stderr=True)

@@ -30,11 +30,6 @@ class CodecChoice:
         self._chosen: Codec = "none" if requested == "auto" else requested
         self._until_trial = 0
 
-    @property
-    def chosen(self) -> Codec:
-        """Codec of long frames at present."""
-        return self._chosen
-
     def encode(self, array: Array) -> tuple[Codec, list[Frame]]:
         """Tensor frames of ``array`` (T, D), and the codec that they are encoded with."""
         if self._requested != "auto":

@@ -182,7 +182,7 @@ CONTROL_TOKENS = (
     *("</think>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
     "[/TOOL_RESULTS]",
 )
-"""What these templates write as tokens of their own."""
+"""Texts that these templates write as tokens of their own."""
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 
 

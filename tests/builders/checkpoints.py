@@ -14,7 +14,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 
 class Checkpoints:
-    """Makes each configuration once in ``root``. Callers only read what they get."""
+    """Factory that makes each configuration once in ``root``. Callers only read the checkpoints."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

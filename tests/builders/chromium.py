@@ -49,7 +49,7 @@ class Chromium:
         self._numbers = itertools.count(1)
         self._buffer = b""
         self.events: list[dict[str, Any]] = []
-        """What the browser has told by itself: messages with ``method``, ``params`` and ``sessionId``."""
+        """Events that the browser has sent: messages with ``method``, ``params`` and ``sessionId``."""
 
     def call(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
         """The result of a command of the protocol.
@@ -155,7 +155,7 @@ class Page:
     def until(self, expression: str, what: str = "") -> Any:
         """Wait until a JavaScript expression is true, and return its value.
 
-        One that throws is not true yet: an element that it reads may still come.
+        An expression that throws is not true yet, since an element that it reads may still come.
         """
         return eventually(what or expression, lambda: self._js_if_there(expression))
 
@@ -212,17 +212,17 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=given)
 
     def picture(self, file: Path) -> None:
-        """Write what is on the screen as PNG."""
+        """Write the contents of the screen to ``file`` as PNG."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def told(self, method: str) -> list[Mapping[str, Any]]:
-        """The parameters of all events of this tab so far that are called ``method``."""
+        """The parameters of all events ``method`` of this tab so far."""
         self.js("0")  # events that came before this answer have been read then
         mine = (event for event in self._browser.events if event.get("sessionId") == self._session)
         return [event["params"] for event in mine if event["method"] == method]
 
     def forget(self) -> None:
-        """Forget what was told so far, such as the complaints that a test has provoked."""
+        """Forget the events so far, such as complaints that a test has provoked."""
         self.js("0")
         self._browser.events = [event for event in self._browser.events if event.get("sessionId") != self._session]
 

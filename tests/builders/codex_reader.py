@@ -1,4 +1,4 @@
-"""How Codex reads a stream of the Responses API, as a reader of its own: what it uses, and what it gives up at."""
+"""A reader of streams of the Responses API that behaves as Codex: it uses the same events and gives up at the same."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LATER = re.compile(r"try again in\s*(\d+(?:\.\d+)?)\s*(s|ms|seconds?)", re.IGNO
 
 
 class CodexGaveUpError(Exception):
-    """The stream holds what Codex cannot go on with."""
+    """The stream holds an event at which Codex ends the turn."""
 
 
 @dataclass
 class CodexTurn:
-    """What Codex knows after a stream."""
+    """State of Codex after a stream."""
 
     items: list[dict[str, Any]] = field(default_factory=list)
     """Items that are done: Codex calls tools and shows messages from these alone."""
@@ -51,7 +51,7 @@ def server_sent_events(stream: bytes) -> Iterator[tuple[str, str]]:
 
 
 def codex_reads(stream: bytes) -> CodexTurn:
-    """What Codex makes of ``stream``.
+    """The turn that Codex reads from ``stream``.
 
     Raises:
         CodexGaveUpError: as Codex would end the turn.

@@ -64,7 +64,7 @@ def build_twice(folder: Path, *, epoch_s: int) -> dict[str, bytes]:
 
 
 def commit_time_s() -> int:
-    """When the present commit was made, in seconds since 1970."""
+    """Time of the present commit, in seconds since 1970."""
     command = ["git", "log", "-1", "--format=%ct"]
     return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 

@@ -1,4 +1,4 @@
-"""A small model that guesses, and what it would guess by itself."""
+"""A small model that guesses, and its greedy continuation of a text."""
 
 from __future__ import annotations
 

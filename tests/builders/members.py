@@ -8,7 +8,7 @@ from edgepp.wire.messages.nodes import Enrol, Heartbeat, Loaded
 
 
 def facts(incarnation: int = 1, **changes: Any) -> Enrol:
-    """What a node says of itself when it enrols, but for ``changes`` of Enrol's fields."""
+    """The message by which a node enrols, with ``changes`` of its fields."""
     given = Enrol(
         incarnation=incarnation,
         name="mini",

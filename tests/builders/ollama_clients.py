@@ -1,4 +1,4 @@
-"""What real clients of Ollama's API do: the SDKs themselves, and the requests of programs that cannot run in a test."""
+"""Real clients of Ollama's API: the SDKs themselves, and the requests of programs that cannot run in a test."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _joined(messages: Iterable[ollama.Message]) -> ollama.Message:
 
 @dataclass(frozen=True)
 class OpenWebUi:
-    """What Open WebUI has found and answered."""
+    """Models that Open WebUI has found, and the answers that it got."""
 
     version: str
     model: dict[str, Any]
@@ -242,7 +242,7 @@ def litellm_text(url: str, model: str, text: str, *, stream: bool) -> tuple[str,
 
 
 def litellm_information(url: str, model: str) -> dict[str, Any]:
-    """What LiteLLM finds out about a model."""
+    """Facts that LiteLLM finds about a model."""
     from litellm.llms.ollama.common_utils import OllamaModelInfo
 
     return dict(OllamaModelInfo().get_model_info(model, api_base=url) or {})
@@ -311,7 +311,7 @@ def npm_turn(url: str, model: str) -> dict[str, Any]:
 
 
 def llm(url: str, home: Path, *arguments: str) -> str:
-    """What the program ``llm`` prints; it has the server as ``edgepp`` over OpenAI's API, and by its Ollama plugin."""
+    """Output of ``llm``, which knows the server over OpenAI's API as ``edgepp``, and by its Ollama plugin."""
     home.mkdir(exist_ok=True)
     (home / "extra-openai-models.yaml").write_text(
         "- model_id: edgepp\n  model_name: smollm2-135m\n  supports_tools: true\n  supports_schema: true\n"

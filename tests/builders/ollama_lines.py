@@ -1,4 +1,4 @@
-"""What strict clients of Ollama's API demand of each line and of each model in the list."""
+"""Demands of strict clients of Ollama's API on each line and on each model in the list."""
 
 from __future__ import annotations
 

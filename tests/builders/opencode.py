@@ -16,7 +16,7 @@ _PATIENCE_S = 500.0
 
 @dataclass(frozen=True)
 class Turn:
-    """What opencode did and said."""
+    """Tool calls and text of one turn of opencode."""
 
     tools: list[tuple[str, str]]
     """Name and output of each tool that was called."""

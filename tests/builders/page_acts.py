@@ -1,4 +1,4 @@
-"""What a person does on the chat page, and what tests look at in it."""
+"""Acts of a person on the chat page, and the parts of the page that tests look at."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def prefer(page: Page, colours: str) -> None:
 
 
 def faults(page: Page) -> Any:
-    """Serious and critical faults that axe finds in what is shown once nothing moves any more.
+    """Serious and critical faults that axe finds on the page once nothing moves any more.
 
-    axe notes first what is visible, and later what takes the focus: in a drawer that opens meanwhile, the two differ.
+    axe notes visible elements first, and focusable ones later: in a drawer that opens meanwhile, the two differ.
     """
     page.until(
         "document.getAnimations().every((one) => one.playState !== 'running'"

@@ -1,4 +1,4 @@
-"""How many examples hypothesis tries of a property: all where new ones are looked for, a quarter in every other run."""
+"""Number of examples that hypothesis tries of a property: all in a run that explores, a quarter in other runs."""
 
 from __future__ import annotations
 

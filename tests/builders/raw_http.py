@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgepp.http_api.http_options import HttpOptions, Limits
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.server import HttpServer
+from tests.builders.scripted_service import ScriptedService, answer
 from tests.waiting import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
@@ -46,7 +47,7 @@ class RawClient:
         self.writer = writer
 
     async def send(self, data: bytes | str) -> None:
-        """Send bytes; what does not fit is kept, and errors are seen by the reader."""
+        """Send bytes; bytes that do not fit are kept, and the reader meets errors."""
         self.writer.write(data.encode() if isinstance(data, str) else data)
         with suppress(ConnectionError):
             await self.writer.drain()
@@ -74,18 +75,22 @@ class RawClient:
         return found
 
     async def until(self, text: bytes) -> bytes:
-        """What comes up to ``text``."""
+        """The bytes that come up to ``text``, and ``text``."""
         async with asyncio.timeout(PATIENCE_S):
             return await self.reader.readuntil(text)
 
     async def rest(self) -> bytes:
-        """What comes until the server closes the connection."""
+        """The bytes that come until the server closes the connection."""
         found = b""
         async with asyncio.timeout(PATIENCE_S):
             with suppress(ConnectionError):
                 while piece := await self.reader.read(1 << 16):
                     found += piece
         return found
+
+
+Act: TypeAlias = Callable[[HttpServer, RawClient], Awaitable[None]]
+"""Acts of a test on a server, by a connection to it."""
 
 
 @asynccontextmanager
@@ -118,3 +123,27 @@ async def eventually(what: str, look: Any) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not look():  # noqa: ASYNC110 - what is waited for tells nobody
             await asyncio.sleep(0.01)
+
+
+def act_on_server(act: Act, limits: Limits | None = None) -> None:
+    """Run ``act`` with a server and a connection to it; afterwards nothing of the server is left."""
+
+    async def all_of_it() -> None:
+        async with served(ScriptedService([answer("Hel", "lo")]), limits) as server, connected(server) as client:
+            await act(server, client)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(all_of_it())
+
+
+async def still_serves(server: HttpServer) -> None:
+    """Check that a server answers another connection.
+
+    Short limits may end a connection of a busy machine before its request has come; not every one.
+    """
+    for _ in range(50):
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            async with connected(server) as another:
+                assert (await another.ask("GET", "/v1/models")).status == 200
+                return
+    raise AssertionError("the server answers no more")

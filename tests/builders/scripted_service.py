@@ -66,7 +66,7 @@ class Played:
 
 @dataclass
 class ScriptedService:
-    """Answers the request number i with script i, and further requests with the last script."""
+    """A service that answers request number i with script i, and further requests with the last script."""
 
     scripts: Sequence[Sequence[Step]]
     model: ServedModel = SERVED
@@ -76,10 +76,10 @@ class ScriptedService:
     drained: list[tuple[str, bool]] = field(default_factory=list)
     """Nodes that were to be drained, and whether that was undone."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """What ``status`` returns."""
+    """The result of ``status``."""
 
     async def prepare(self) -> None:
-        """Nothing: the model is known."""
+        """Do nothing: the model is known."""
 
     @property
     def request(self) -> GenerationRequest:
@@ -137,11 +137,11 @@ class ScriptedService:
         self.model = replace(self.model, name=model, names=(model,))
 
     async def invite(self) -> Invitation:
-        """Always the same."""
+        """The same invitation each time."""
         return Invitation("7-tango-lemon", ("192.168.1.4:5700",), 600.0)
 
     async def drain(self, node: str, *, undo: bool) -> Mapping[str, Any]:
-        """Note it, unless the node is called ``none``."""
+        """Note the drain, unless the node is called ``none``."""
         if node == "none":
             raise RequestError("invalid_request", "no present node is called 'none'", parameter="node")
         self.drained.append((node, undo))
@@ -152,12 +152,12 @@ class ScriptedService:
         self.observers.append(on_ended)
 
     def status(self) -> Mapping[str, Any]:
-        """``state``."""
+        """The state of the cluster that the test has set."""
         return self.state
 
 
 class AnyName(ScriptedService):
-    """Serves its model by every name, so that random requests get further."""
+    """A service that serves its model by every name, so that random requests get further."""
 
     def served(self, name: str | None) -> ServedModel:
         """The model."""

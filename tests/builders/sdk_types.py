@@ -24,7 +24,7 @@ def strictly(kind: Any, data: Any, allowed: Collection[str] = ()) -> Any:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Made once: a large union takes a second."""
+    """The adapter of ``kind``, made once, since a large union takes a second."""
     return TypeAdapter(kind)
 
 

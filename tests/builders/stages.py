@@ -1,4 +1,4 @@
-"""Stages as the engine and the planner are told of them."""
+"""Descriptions of stages for the engine and the planner."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ _STAGE = StageInfo(
 
 
 def stage_info(**changes: Any) -> StageInfo:
-    """One layer in this process that costs no time, but for ``changes`` of StageInfo's fields."""
+    """A stage of one layer in this process that costs no time, with ``changes`` of its fields."""
     return replace(_STAGE, **changes)

@@ -15,7 +15,7 @@
                                        computes it; too long a prompt: multiprocess/test_http_openai
     12  a client goes away             loopback/http_api/test_http_clients_gone, multiprocess/test_http_serve
     13  a client reads slowly          the same
-    14  damaged frames                 test_frames; hostile ones: loopback/test_hostile_messages
+    14  damaged frames                 test_frames; hostile ones: loopback/test_hostile_messages, test_hostile_pieces
     15  discovery fails                netns/test_cluster: without multicast, two clusters; netns/test_discovery: an
                                        interface that leads nowhere
 

@@ -19,7 +19,7 @@ STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names of these dtypes by the names that safetensors files use."""
 
 begin: Callable[..., None] = mx.async_eval
-"""Lets the device compute arrays, in turn with what it has to compute already, and does not wait for them."""
+"""Let the device compute arrays after its earlier work, without waiting for them."""
 
 
 def from_numpy(hidden: Array, dtype: str) -> Any:
@@ -40,7 +40,7 @@ def from_numpy(hidden: Array, dtype: str) -> Any:
 def to_numpy(array: Any, *beside: Any) -> Array:
     """An array ``(1, T, D)`` as C-contiguous ``(T, D)``: on a CPU a view of MLX's own memory, not a copy.
 
-    It is evaluated together with the arrays ``beside`` it, all at once.
+    The array is evaluated together with the arrays in ``beside``.
     """
     plain = mx.contiguous(array[0])
     if array.dtype != mx.bfloat16:

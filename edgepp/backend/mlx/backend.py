@@ -32,9 +32,9 @@ AnyStage = TypeVar("AnyStage", bound=MlxStage)
 
 
 class MlxBackend:
-    """Loads stages, or embedding and head, for MLX.
+    """Loader of stages, or of embedding and head, for MLX.
 
-    On a GPU they compute in the dtype of the checkpoint unless ``BackendOptions.exact`` is set; on a CPU always in
+    Models compute on a GPU in the dtype of the checkpoint unless ``BackendOptions.exact`` is set; on a CPU always in
     float32, since MLX emulates half precision there at a thirtieth of the speed.
     """
 
@@ -95,7 +95,7 @@ class MlxBackend:
     def load_one_ahead(
         self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress | None = None
     ) -> tuple[OneAheadStage, OneAheadEnds]:
-        """As ``load_whole`` on a GPU, on any device.
+        """Load all of the checkpoint for one process that computes one step ahead, on any device.
 
         Raises:
             ModelError: the checkpoint lacks tensors, or a layer pipeline cannot run the family.
@@ -159,7 +159,7 @@ def _configure_mlx(options: BackendOptions) -> None:
 
 
 def _limit_memory() -> None:
-    """Limit what MLX keeps of freed memory on a GPU, and wires on Metal; not run on Apple silicon yet.
+    """Limit the freed memory that MLX keeps on a GPU, and its wired memory on Metal; not run on Apple silicon yet.
 
     Wiring the whole recommended working set starves machines with 16 GB, so the limit is the memory of the loaded
     weights plus 2 GiB for KV caches. A card's memory is not shared with the CPU, but often with other processes.
@@ -175,7 +175,7 @@ def _limit_memory() -> None:
 
 
 def _compute_dtype(checkpoint: Checkpoint, options: BackendOptions, names: list[str]) -> str:
-    """The dtype to compute in: float32, or on a GPU that of most floating tensors among ``names``."""
+    """The dtype to compute in: float32, or on a GPU the dtype of most floating tensors among ``names``."""
     if options.exact or not has_gpu():
         return "float32"
     stored = Counter(STORED[d] for name in names if (d := checkpoint.tensors[name].dtype) in STORED)

@@ -207,7 +207,7 @@ class _Layer:
         return [keys, values]
 
     def make_mask(self, _n: int, window_size: int | None = None, **_: Any) -> Any:
-        """Which positions the next position of each row attends to, bool (B, 1, 1, positions)."""
+        """Mask of the positions to which the next position of each row attends, bool (B, 1, 1, positions)."""
         next_position = self.offset[:, None, None, None]
         seen = mx.arange(self._group.longest)
         mask = seen <= next_position

@@ -1,4 +1,4 @@
-"""Where an mlx-lm model keeps its decoder layers, and whether a pipeline may cut between them.
+"""Places of the decoder layers in an mlx-lm model, and whether a pipeline may cut between the layers.
 
 mlx-lm has no interface for running a layer range, but each of its models calls the entries of one list. Taps in place
 of entries let edgepp pass hidden states in and out, and leave masks, positions and scalings to the model. That is
@@ -24,7 +24,7 @@ FORWARD_ERRORS = (ValueError, TypeError, IndexError, KeyError, AttributeError, R
 
 
 class Tap:
-    """Replaces ``layer`` in the layer list: calls go to ``call``, attributes are those of the layer."""
+    """Replacement of ``layer`` in the layer list: calls go to ``call``, attributes are those of the layer."""
 
     def __init__(self, layer: Any, call: Callable[..., Any]) -> None:
         self._layer = layer

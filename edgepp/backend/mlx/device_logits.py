@@ -1,4 +1,4 @@
-"""Logits that stay on a GPU, and are copied only for a row of which the host needs more than the largest."""
+"""Logits that stay on a GPU; a row is copied only if the host needs more than its largest logit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ComputedLogits:
 
     @property
     def arrays(self) -> tuple[Any, ...]:
-        """What the device computes."""
+        """All arrays that the device computes."""
         return self.logits, self.tokens, self._largest
 
     @cached_property

@@ -12,7 +12,7 @@ _MIB = 1 << 20
 
 
 def free_bytes(device: str) -> int:
-    """Bytes that ``device`` has free; on a card, what MLX keeps of freed memory counts as free."""
+    """Free bytes of ``device``; on a card, freed memory that MLX keeps counts as free."""
     if device == "cuda":
         return int(mx.device_info(mx.gpu)["free_memory"]) + int(mx.get_cache_memory())
     return psutil.virtual_memory().available
@@ -22,7 +22,7 @@ def check_free(need: int, free: int, what: str, layers: LayerRange) -> None:
     """Check that ``need`` bytes of KV cache for ``what`` fit into ``free`` bytes.
 
     Raises:
-        StageFault: they do not.
+        StageFault: they do not fit.
     """
     if need > free:
         raise StageFault(

@@ -19,7 +19,7 @@ from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 
 class MlxEmbeddingAndHead:
-    """Runs the whole model with taps as layers; implements ``EmbeddingAndHead``."""
+    """The whole model with taps as layers; implements ``EmbeddingAndHead``."""
 
     any_thread = False
 

@@ -118,7 +118,7 @@ class SequenceCache:
         self.length = length
 
     def layout(self, num_layers: int) -> KvLayout:
-        """How ``num_layers`` layers with these caches, which hold one position, export keys and values."""
+        """Layout of exported keys and values of ``num_layers`` layers with these caches, which hold one position."""
         forms = {_form(cache) for cache in self.own} if self.is_plain and len(self.own) == num_layers else set()
         if len(forms) != 1:
             return NO_LAYOUT

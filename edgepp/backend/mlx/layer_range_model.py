@@ -20,7 +20,7 @@ _LAYERS_AT_ONCE = 4
 
 
 class LayerRangeModel:
-    """Runs the layers of one range; returned hidden states have ``dtype``."""
+    """The layers of one range, ready to run; returned hidden states have ``dtype``."""
 
     def __init__(
         self, model: Any, cut_points: CutPoints, layers: LayerRange, dtype: str, *, begin_early: bool = False
@@ -39,7 +39,7 @@ class LayerRangeModel:
             cut_points.cache_entries[n] for n in range(layers.start, layers.stop) if n in cut_points.cache_entries
         ]
         self.quantised: QuantisedKV | None = None
-        """How new caches quantise keys and values; None stores them as they are computed."""
+        """Quantisation of keys and values in new caches; None stores keys and values as they are computed."""
         self._input: Any = None
         self._output: Any = None
         self._place_taps(cut_points.layers)
@@ -139,7 +139,7 @@ class LayerRangeModel:
         return True
 
     def run_batch(self, group: BatchGroup, hidden: Any) -> Any:
-        """As ``forward_batch``, but nothing is evaluated, and the lengths of the members stay as they are."""
+        """Hidden states (1, B, D) of the next position of each member, not evaluated; the lengths of members stay."""
         return self.run(hidden[0][:, None], group.model_entries()).reshape(hidden.shape)
 
     def run(self, hidden: Any, entries: list[Any]) -> Any:

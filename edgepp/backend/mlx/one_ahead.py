@@ -18,11 +18,11 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from edgepp.backend.mlx.ahead_policy import AheadPolicy
 from edgepp.backend.mlx.arrays import begin
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS
 from edgepp.backend.mlx.device_logits import ComputedLogits, DeviceLogits
 from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
-from edgepp.backend.mlx.following import Following
 from edgepp.backend.mlx.kv_cache import SequenceCache
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.backend.step_checks import check_room, check_rows
@@ -39,10 +39,10 @@ _KEPT_RESULTS = 8
 
 @dataclass
 class _Result:
-    """What a step of some rows gave; ``hidden`` (1, T, D) of a chunk, or the ``logits`` of one row per sequence."""
+    """Result of a step of some rows: ``hidden`` (1, T, D) of a chunk, or the ``logits`` of one row per sequence."""
 
     first: int
-    """Number of its first row."""
+    """Number of the first row of the result."""
     rows: int
     sequences: tuple[int, ...]
     hidden: Any = None
@@ -55,7 +55,7 @@ class _Ahead:
 
     sequence: int
     token: int | None
-    """Token that it computes; None until the host knows it."""
+    """Token that the step computes; None until the host knows the token."""
     logits: ComputedLogits
 
 
@@ -72,7 +72,7 @@ class OneAheadStage(MlxStage):
         self._results: deque[_Result] = deque(maxlen=_KEPT_RESULTS)
         self._next_number = 0
         self._ahead: _Ahead | None = None
-        self._following: dict[int, Following] = {}
+        self._policies: dict[int, AheadPolicy] = {}
         return OneAheadEnds(self, ends)
 
     def extend(self, sequence: int, hidden: Array) -> Array:
@@ -93,19 +93,19 @@ class OneAheadStage(MlxStage):
                 self._imports.forget(sequence)
                 self._groups.separate(cache)
                 logits = self._begin(cache, mx.array(ids, mx.int32), self._model.own)
-            following = self._following.setdefault(sequence, Following())
+            policy = self._policies.setdefault(sequence, AheadPolicy())
             ahead = None
-            if following.take(ids[0]) and self.rewinds and cache.length < cache.capacity:
+            if policy.take(ids[0]) and self.rewinds and cache.length < cache.capacity:
                 ahead = _Ahead(sequence, None, self._begin(cache, logits.tokens, self._model.plain_own))
-            following.drawn = int(logits.on_host[0][0])  # waits for the GPU
+            policy.drawn = int(logits.on_host[0][0])  # waits for the GPU
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise self._drop_after_failure([cache], error) from error
         if ahead is not None:
-            ahead.token, self._ahead = following.drawn, ahead
+            ahead.token, self._ahead = policy.drawn, ahead
         return self._numbered(_Result(0, 1, (sequence,), logits=logits))
 
     def _begin(self, cache: SequenceCache, token: Any, layers: Sequence[Any]) -> ComputedLogits:
-        """Let the GPU compute ``token`` (1,) at the next position; returns what its logits will be."""
+        """Let the GPU compute ``token`` (1,) at the next position; returns the logits, not evaluated."""
         logits = ComputedLogits(self._ends.logits_through(layers, token, cache.model_entries()))
         begin(*logits.arrays, cache.states())
         cache.length += 1
@@ -123,7 +123,7 @@ class OneAheadStage(MlxStage):
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise self._drop_after_failure([cache], error) from error
         cache.length += len(ids)
-        self._following[sequence] = Following()
+        self._policies[sequence] = AheadPolicy()
         return self._numbered(_Result(0, len(ids), (sequence,), hidden=result))
 
     def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
@@ -154,7 +154,7 @@ class OneAheadStage(MlxStage):
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise self._drop_after_failure(caches, error) from error
         for sequence, drawn in zip(sequences, logits.on_host[0].tolist(), strict=True):
-            self._following.setdefault(sequence, Following()).drawn = drawn
+            self._policies.setdefault(sequence, AheadPolicy()).drawn = drawn
         return self._numbered(_Result(0, len(ids), tuple(sequences), logits=logits))
 
     def _parts(self, caches: Sequence[SequenceCache]) -> list[list[int]]:
@@ -185,7 +185,7 @@ class OneAheadStage(MlxStage):
         return np.arange(result.first, self._next_number, dtype=np.float32)[:, None]
 
     def logits_of(self, numbers: Array) -> DeviceLogits:
-        """Logits of the rows with these ``numbers`` (T, 1), which are in turn in one step.
+        """Logits of the rows with these ``numbers`` (T, 1), which are consecutive rows of one step.
 
         Raises:
             StageFault: there is no such result any more, or memory ran out.
@@ -203,11 +203,11 @@ class OneAheadStage(MlxStage):
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise StageFault(f"the output head failed: {error}") from error
         if len(rows) == 1:
-            self._following.setdefault(found.sequences[0], Following()).drawn = int(logits.on_host[0][0])
+            self._policies.setdefault(found.sequences[0], AheadPolicy()).drawn = int(logits.on_host[0][0])
         return logits.rows(range(len(rows)))
 
     def _take_ahead(self, sequence: int, token: int) -> ComputedLogits | None:
-        """The logits of the step ahead if it computes ``token`` of ``sequence``; a step with another is dropped."""
+        """The logits of the step ahead if it computes ``token`` of ``sequence``; None for any other step."""
         ahead = self._ahead
         if ahead is None or ahead.sequence != sequence or ahead.token != token:
             return None
@@ -220,7 +220,7 @@ class OneAheadStage(MlxStage):
         ahead = getattr(self, "_ahead", None)
         if ahead is not None and ahead.sequence in sequences:
             self._ahead = None
-            self._following[ahead.sequence].dropped()
+            self._policies[ahead.sequence].dropped()
             cache = caches[sequences.index(ahead.sequence)]
             cache.truncate(cache.length - 1)
         return caches
@@ -234,7 +234,7 @@ class OneAheadStage(MlxStage):
         """Release the cache of a sequence; an unknown sequence is ignored."""
         if self._ahead is not None and self._ahead.sequence == sequence:
             self._ahead = None
-        self._following.pop(sequence, None)
+        self._policies.pop(sequence, None)
         while self._results and self._results[0].sequences == (sequence,):
             self._results.popleft()
         super().free(sequence)
@@ -274,7 +274,7 @@ def _ids(rows: Array, vocabulary: int) -> list[int]:
     """Token ids of rows (T, 1).
 
     Raises:
-        StageFault: the rows hold something else.
+        StageFault: the rows do not hold token ids.
     """
     if rows.ndim != 2 or rows.shape[1] != 1 or not len(rows):
         raise StageFault(f"token ids of shape {rows.shape} are not (T, 1)")

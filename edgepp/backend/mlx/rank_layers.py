@@ -37,7 +37,7 @@ class _ReducedHalf(nn.Module):  # type: ignore[misc]
 
 
 def reduce_halves(layers: Sequence[Any], checkpoint: ShardedCheckpoint, reduction: Reduction) -> None:
-    """Let ``layers``, which hold the rank's weights, compute its heads and add up their halves over the ranks.
+    """Let ``layers``, which hold the rank's weights, compute the rank's heads and add up halves over the ranks.
 
     Raises:
         ModelError: the layers are not made of attention and MLP as those of the plain families.
@@ -47,7 +47,10 @@ def reduce_halves(layers: Sequence[Any], checkpoint: ShardedCheckpoint, reductio
     for layer in layers:
         attention = layer.self_attn
         if (attention.n_heads, attention.n_kv_heads) != (model.heads, model.kv_heads):
-            raise ModelError(f"mlx-lm's layers of family '{model.family}' cannot be shared between ranks")
+            raise ModelError(
+                f"mlx-lm's layers of family '{model.family}' cannot be shared between ranks",
+                "leave --tensor out, or choose another model",
+            )
         attention.n_heads = model.heads // model.kv_heads * kv_heads
         attention.n_kv_heads = kv_heads
         layer.self_attn = _ReducedHalf(attention, reduction)

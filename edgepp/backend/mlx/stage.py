@@ -149,7 +149,7 @@ class MlxStage:
         return computed[np.argsort(order)]
 
     def _can_batch(self) -> bool:
-        """Whether the family computes a batch correctly; a trial before the first batch tells."""
+        """Whether the family computes a batch correctly, as found by a trial before the first batch."""
         if self._batches_correctly is None:
             self._batches_correctly = self._sample.is_plain and self._model.try_batch(self._width)
         return self._batches_correctly

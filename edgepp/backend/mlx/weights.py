@@ -1,4 +1,4 @@
-"""Loads a part of a checkpoint into mlx-lm's own model object: some decoder layers, or everything else.
+"""Loading of a part of a checkpoint into mlx-lm's own model object: some decoder layers, or everything else.
 
 mlx-lm loads lazily: the bytes of a tensor are read when it is first evaluated. So the model object is cheap, and only
 the tensors of the part are read. Every other parameter becomes NaN without taking memory, so that a mistake gives NaN

@@ -1,7 +1,7 @@
-"""Which architectures the ONNX graph can express, read from a model's configuration.
+"""Architectures that the ONNX graph can express, read from a model's configuration.
 
 Everything that the graph assumes is checked first, so a model is computed as its authors meant it, or is refused with
-the reason. This module does not import ONNX.
+the reason. Does not import ONNX.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class Rope:
 class Architecture:
     """The sizes and options in which models of these families differ."""
 
-    family: str
     hidden_size: int
     heads: int
     kv_heads: int
@@ -93,7 +92,6 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         if quantisation.mode != "affine":
             raise _unsupported(model, f"whose weights are quantised as {quantisation.mode}")
     return Architecture(
-        family=model.family,
         hidden_size=model.hidden_size,
         heads=model.heads,
         kv_heads=model.kv_heads,

@@ -26,7 +26,7 @@ def fits(checkpoint: Checkpoint) -> bool:
 
 
 class OnnxBackend:
-    """Loads stages, or embedding and head, for ONNX Runtime on the CPU."""
+    """Loader of stages, or of embedding and head, for ONNX Runtime on the CPU."""
 
     name = "onnx"
 

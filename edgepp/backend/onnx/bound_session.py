@@ -67,7 +67,7 @@ def bind_output(binding: ort.IOBinding, name: str, array: Array) -> None:
 
 
 class BoundSession:
-    """Runs a ``DecoderGraph`` over neighbouring lanes of an arena."""
+    """A session that runs a ``DecoderGraph`` over neighbouring lanes of an arena."""
 
     def __init__(self, session: ort.InferenceSession, rope: Rope) -> None:
         self._session = session

@@ -49,8 +49,8 @@ class DecoderGraph:
     def build_half(self, layer: int, *, attention: bool) -> tuple[str, str]:
         """Add one half of a layer, attention or MLP: ``hidden`` and ``delta`` in, two outputs, whose names it returns.
 
-        ``delta`` (B, T, D) is what the half before adds to ``hidden``. The outputs are that sum, and what this half
-        adds to it.
+        ``delta`` (B, T, D) is the addition of the previous half to ``hidden``. The outputs are ``hidden + delta``, and
+        the addition of this half to that sum, each (B, T, D).
         """
         g = self._graph
         if attention:

@@ -1,4 +1,4 @@
-"""Writes an ONNX graph in memory, one operator per method, and creates a session from it.
+"""A builder of ONNX graphs in memory, with one method per operator, and of sessions from graphs.
 
 Weights are external initialisers that point at memory, so the serialised graph stays small, and a mapped checkpoint is
 not copied. The operators of a decoder layer are put together in ``decoder_graph``.
@@ -53,7 +53,7 @@ NOTHING = Value("")
 
 
 class GraphBuilder:
-    """Collects the nodes and weights of one graph; methods named after operators add one and return its result."""
+    """The nodes and weights of one graph; a method named after an operator adds one and returns its result."""
 
     def __init__(self, checkpoint: Checkpoint, *, exact: bool) -> None:
         self.checkpoint = checkpoint

@@ -39,7 +39,7 @@ class _Half:
 
 
 class HalfLayers:
-    """Runs one rank's part of ``layers`` over neighbouring lanes of an arena, in place of a ``BoundSession``."""
+    """Sessions that run one rank's part of ``layers`` over neighbouring lanes of an arena; like a ``BoundSession``."""
 
     def __init__(
         self,

@@ -53,12 +53,12 @@ class CacheShape:
         return [f"{layer}.{part}" for layer in range(self.layers.start, self.layers.stop) for part in ("key", "value")]
 
     def names_of(self, layers: LayerRange) -> Sequence[str]:
-        """Those of ``names`` that belong to ``layers``."""
+        """Names of the keys and values of ``layers`` in the graph."""
         return self.names[2 * (layers.start - self.layers.start) : 2 * (layers.stop - self.layers.start)]
 
     @cached_property
     def layout(self) -> KvLayout:
-        """How keys and values are exported; the scales of int8 follow from the weights, so they are no part of it."""
+        """Layout of exported keys and values; it lacks the scales of int8, which follow from the weights."""
         sizes = self.kv_heads, self.head_dim
         return KvLayout(np.dtype(self.dtype).name, sizes, sizes, (self.head_bytes, self.head_bytes))
 

@@ -1,4 +1,4 @@
-"""Lanes for sequences: which lane of which arena holds the keys and values of a sequence, and when to move them."""
+"""Allocation of lanes: the lane and arena that hold the keys and values of each sequence, and moves between lanes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class LaneAllocator:
         return b"".join([memory[name][lane, :, start:stop].tobytes() for name in self._shape.names_of(layers)])
 
     def write(self, cached: CachedSequence, layers: LayerRange, start: int, stop: int, piece: KvChunk) -> None:
-        """Write what ``read`` gives for the same layers and positions; ``reserve`` made room."""
+        """Write a ``piece`` that ``read`` gave for the same layers and positions; ``reserve`` made room."""
         names = self._shape.names_of(layers)
         parts = np.frombuffer(piece, self._shape.dtype)
         parts = parts.reshape(len(names), self._shape.kv_heads, stop - start, self._shape.head_dim)

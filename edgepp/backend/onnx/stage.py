@@ -27,7 +27,7 @@ CHUNK = 64
 """Tokens per prefill chunk: 2 % below the best rate. 32 costs 5 to 8 %, 16 costs 15 %; 256 and more are slower, too."""
 
 _POSITIONS = 4 if platform.machine().lower() in {"aarch64", "arm64"} else 1
-"""Attention is computed over a multiple of so many positions; the rows behind the last one are thrown away.
+"""Attention is computed over a multiple of this number of positions; rows behind the last position are dropped.
 
 On ARM the product of attention weights and values is rounded differently for the last positions, where their number is
 no multiple of 4; a prompt's numbers would depend on where it is cut.

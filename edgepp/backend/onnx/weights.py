@@ -23,7 +23,7 @@ CONVERTED_GROUP = 32
 """Group size of unquantised weights that are converted to 8 bits."""
 
 _MAX_RESIDUE = 0.1
-"""In steps of a 4-bit code: above the rounding of MLX's own biases to bfloat16 (0.07), far below a half."""
+"""Largest residue in steps of a 4-bit code: above MLX's rounding of biases to bfloat16 (0.07), far below a half."""
 
 _ROWS = 4096  # rows converted at a time, so that temporary arrays stay small
 
@@ -119,13 +119,13 @@ class StoredRows:
         """Find the tensors of ``module``, without reading them.
 
         Raises:
-            ModelError: their shapes or dtypes do not fit each other.
+            ModelError: shapes or dtypes of the tensors do not fit each other.
         """
         self._matrix = _matrix(checkpoint, module)
         self._affine = None if checkpoint.quantisation(module) is None else _stored(checkpoint, module)
 
     def read(self, rows: slice | Array) -> Array:
-        """``rows`` as float32 (R, K): ``scale * code + bias`` where they are quantised."""
+        """``rows`` as float32 (R, K): ``scale * code + bias`` where the weights are quantised."""
         if self._affine is None:
             return self._matrix[rows].astype(np.float32)
         part = self._affine.rows(rows)

@@ -17,12 +17,14 @@ from edgepp.http_api.failures import RequestError
 from edgepp.http_api.page_files import page_files
 
 _OPEN = frozenset({"/", "/health", "/ready"})
-"""What monitors ask without a key: that the server runs, and nothing of the model."""
+"""Paths that need no key: monitors learn from them that the server runs, and nothing of the model."""
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
 class Authentication:
-    """Notes whose request it is, and whether that may change the cluster; refuses strangers if a key is due.
+    """Middleware that notes the owner of a request, and whether the owner may change the cluster.
+
+    Refuses requests without a valid key if a key is required.
 
     ``scope["state"]`` has the name of the key as ``owner``, empty without one, and ``administers``.
     """
@@ -70,7 +72,7 @@ def _password(encoded: str) -> str:
 
 
 def _is_open(scope: Scope) -> bool:
-    """Whether the request is for what monitors ask, or for the web page, which itself asks for the key."""
+    """Whether the request is for a path of monitors, or for the web page, which itself asks for the key."""
     is_open = scope["path"] in _OPEN or scope["path"] in page_files()
     return is_open and scope["method"] in ("GET", "HEAD", "OPTIONS")
 

@@ -21,7 +21,7 @@ class _Gone(Exception):  # noqa: N818 - not an error of anybody
 
 
 class Bodies:
-    """Reads the body of a request, and gives it to the application in one piece."""
+    """Middleware that reads the body of a request, and gives it to the application in one piece."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
@@ -101,7 +101,7 @@ class Bodies:
 
 
 class _Taken:
-    """What one request holds."""
+    """Bytes that one request holds."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
@@ -119,7 +119,7 @@ class _Taken:
         self.num_bytes += num_bytes
 
     def give_back(self) -> None:
-        """Hold none."""
+        """Give back all bytes that the request holds."""
         self._bodies.hold(-self.num_bytes)
         self.num_bytes = 0
 

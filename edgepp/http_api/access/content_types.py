@@ -10,12 +10,12 @@ from edgepp.http_api.failures import RequestError
 
 _JSON = "application/json"
 _CURL = frozenset({"application/x-www-form-urlencoded", ""})
-"""What `curl -d` sends, as in Ollama's documentation; and no type at all."""
+"""Content types of `curl -d`, as in Ollama's documentation: that of a form, or none."""
 _SENT_BY_BROWSERS = ("origin", "sec-fetch-site", "sec-fetch-mode", "referer")
 
 
 class ContentTypes:
-    """Refuses bodies that are not declared as JSON. On /api/ `curl -d` on this machine is believed to send JSON."""
+    """Middleware that refuses bodies not declared as JSON; on /api/, `curl -d` on this machine counts as JSON."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

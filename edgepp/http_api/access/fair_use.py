@@ -14,7 +14,7 @@ _RETRY_S = 1.0
 
 
 class FairUse:
-    """Refuses requests beyond the limit with 429, and says when to try again."""
+    """Middleware that refuses requests beyond the limit with 429, and says when to try again."""
 
     def __init__(self, app: ASGIApp, num_requests: int) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The size of a request's head. The connection bounds a head that is still incomplete, and this a complete one."""
+"""Limits of a complete head of a request; ``connection`` limits a head that is still incomplete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgepp.http_api.http_options import Limits
 
 
 class HeadLimits:
-    """Refuses requests with too many headers, or too large ones."""
+    """Middleware that refuses requests with too many headers, or too large a head."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app

@@ -66,7 +66,7 @@ def bare(host: str) -> str | None:
 
 
 class Hosts:
-    """Refuses requests to other hosts. A request without ``Host``, of HTTP/1.0, comes from no browser."""
+    """Middleware that refuses requests to other hosts. A request of HTTP/1.0 without ``Host`` comes from no browser."""
 
     def __init__(self, app: ASGIApp, names: HostNames) -> None:
         self._app = app

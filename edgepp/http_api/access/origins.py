@@ -1,4 +1,4 @@
-"""The web pages and desktop programs whose scripts may use this server, and what they are told (CORS)."""
+"""The web pages and desktop programs whose scripts may use this server, and the headers that allow it (CORS)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgepp.http_api.access.request_head import header, headers
 from edgepp.http_api.failures import RequestError
 
 _PROGRAMS = frozenset({"vscode-webview", "vscode-file", "app", "tauri", "chrome-extension"})
-"""Schemes of programs that somebody has installed, whatever host they write behind it."""
+"""Schemes of installed programs, which are allowed with any host behind the scheme."""
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 _ASKED_HEADERS = frozenset(
     {
@@ -69,7 +69,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class Origins:
-    """Refuses scripts of other origins, answers preflights, and lets allowed origins read the responses."""
+    """Middleware that refuses scripts of other origins, answers preflights, and lets allowed origins read responses."""
 
     def __init__(self, app: ASGIApp, names: OriginNames) -> None:
         self._app = app

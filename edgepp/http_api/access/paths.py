@@ -16,7 +16,7 @@ _PREFIXES = (
 
 
 class Paths:
-    """Rewrites ``scope["path"]``; of a whole URL, as clients of a proxy send it, host and port become the header."""
+    """Middleware that rewrites ``scope["path"]``; host and port of a whole URL, as of a proxy, become the header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

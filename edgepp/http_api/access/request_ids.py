@@ -21,7 +21,7 @@ RESPONSE_HEADERS = (b"x-request-id", b"request-id")
 
 
 class RequestIds:
-    """Sets ``scope["state"]["request_id"]`` and the response headers; the outermost middleware."""
+    """The outermost middleware, which sets ``scope["state"]["request_id"]`` and the response headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

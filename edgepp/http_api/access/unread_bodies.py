@@ -19,7 +19,7 @@ _CLOSE_HEADERS = [(name.lower().encode(), value.encode()) for name, value in CLO
 
 
 class UnreadBodies:
-    """Reads what the application has left of a body, within bounds of size and time."""
+    """Middleware that reads the part of a body that the application has left, within bounds of size and time."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Block(msgspec.Struct, omit_defaults=True):
-    """A content block of any type; which fields count depends on ``type``."""
+    """A content block of any type; ``type`` decides which fields are read."""
 
     type: str
     text: str | None = None
@@ -19,12 +19,12 @@ class Block(msgspec.Struct, omit_defaults=True):
     tool_use_id: str | None = None
     tool_name: str | None = None
     content: Any = None
-    """Of a ``tool_result``: null, a string, or blocks."""
+    """Content of a ``tool_result``: null, a string, or blocks."""
     is_error: bool | None = None
     title: str | None = None
     source: Any = None
     tool: Any = None
-    """Of a ``tool_addition`` or ``tool_removal``: a reference to a tool, or its definition."""
+    """Tool of a ``tool_addition`` or ``tool_removal``: a reference to a tool, or its definition."""
     cache_control: Any = None
 
 
@@ -65,7 +65,7 @@ class Thinking(msgspec.Struct):
 
 
 class OutputFormat(msgspec.Struct):
-    """What the text of the answer must match."""
+    """Form that the text of the answer must have."""
 
     type: str
     schema: Any = None
@@ -95,7 +95,7 @@ class MessagesBody(CountTokensBody, kw_only=True):
     """A prompt, with options for its answer."""
 
     max_tokens: int | None = None
-    """Cut to what fits; None or less than 0 is as many as fit, and 0 only fills the prefix cache."""
+    """Tokens of the answer, cut to those that fit; None or less than 0: all that fit; 0: only fill the prefix cache."""
     stream: bool | None = None
     stop_sequences: list[str] | None = None
     temperature: float | None = None

@@ -38,7 +38,7 @@ BlockKind: TypeAlias = Literal["text", "thinking", "tool_use"]
 _CONTENT = (TextDelta, ReasoningDelta, ToolCallStarted, ToolCallDelta, ToolCallEnded)
 
 SIGNATURE = "ZWRnZXBw"
-"""The signature of all thinking blocks. Clients want one and send it back; nobody checks it."""
+"""The signature of all thinking blocks. Clients need a signature and send it back; nothing checks it."""
 
 _STOP_REASONS: dict[FinishReason, str] = {
     "stop": "end_turn",

@@ -32,7 +32,7 @@ def generation_request(body: MessagesBody, model: ServedModel) -> GenerationRequ
     """The question of ``body``.
 
     Raises:
-        RequestError: a message, a tool or an option cannot be had; the sentence names it.
+        RequestError: a message, a tool or an option is not supported; the sentence names it.
         UsageError: an option is out of its range.
     """
     options = GenerateOptions(
@@ -113,7 +113,7 @@ def _thinks(thinking: Thinking | None) -> bool:
 
 
 def _continues(messages: list[Message]) -> bool:
-    """Whether the last message is the beginning of the answer; what has only white space is no beginning."""
+    """Whether the last message is the beginning of the answer; a message of white space alone is not."""
     last = messages[-1] if messages else None
     if last is None or last["role"] != "assistant" or "tool_calls" in last:
         return False

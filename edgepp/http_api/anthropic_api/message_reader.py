@@ -14,7 +14,7 @@ from edgepp.http_api.failures import RequestError
 from edgepp.model.text.conversation import Message
 
 VOLATILE_HEADER = "x-anthropic-billing-header:"
-"""How a system block begins that changes with every request of Claude Code and is not meant for the model."""
+"""Beginning of a system block that changes with every request of Claude Code and is not meant for the model."""
 
 _SERVER_BLOCKS = ("server_tool_use", "mcp_tool_use", "mcp_tool_listing", "redacted_thinking", "fallback")
 """Blocks of an assistant that say nothing to another model; so do blocks that end in ``_tool_result``."""
@@ -22,7 +22,7 @@ _SERVER_BLOCKS = ("server_tool_use", "mcp_tool_use", "mcp_tool_listing", "redact
 
 @dataclass(frozen=True)
 class MessageReader:
-    """Reads the messages of one request in their order."""
+    """Reader of the messages of one request, in their order."""
 
     unlisted: Mapping[str, ToolDefinition]
     """The tools that the model hears of where the messages name them."""

@@ -15,10 +15,10 @@ from edgepp.http_api.anthropic_api.message_body import CountTokensBody, Messages
 from edgepp.http_api.anthropic_api.message_events import MessageAccumulator, MessageEvents, frame
 from edgepp.http_api.anthropic_api.message_input import conversation, generation_request, marks_cache
 from edgepp.http_api.anthropic_api.message_tools import tool_use
-from edgepp.http_api.closing import closing
 from edgepp.http_api.endpoint import begun, json_response, owner, read_body, request_id, stream_response, unless_gone
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationEvent
+from edgepp.http_api.iterator_closing import closing
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.operation import Operation
 from edgepp.http_api.traced_writes import name_answer

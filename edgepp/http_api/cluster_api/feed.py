@@ -28,11 +28,11 @@ from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.named_events import named_event
 
 PERIOD_S = 0.25
-"""The time between two looks at the cluster."""
+"""Seconds between two looks at the cluster."""
 ALIVE_S = 10.0
-"""The longest time without a word."""
+"""Longest time in seconds without an event or comment."""
 STREAM_S = 300.0
-"""The longest life of a stream."""
+"""Longest life of a stream in seconds."""
 MAX_STREAMS = 64
 MAX_STREAMS_OF_OWNER = 16
 MEDIA_TYPE = "text/event-stream"

@@ -29,7 +29,7 @@ class DrainBody(msgspec.Struct, frozen=True):
     """The node to drain."""
 
     node: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
-    """Its name, its id, or the first four or more digits of the id."""
+    """Name of the node, its id, or the first four or more digits of the id."""
     undo: bool = False
     """Let the node run layers again."""
 
@@ -68,7 +68,7 @@ def routes(service: ModelService) -> list[BaseRoute]:
 
 
 class _Planner:
-    """Answers one question at a time in a thread, since the tokens of running answers need the processor too."""
+    """A queue of questions, answered one at a time in a thread, since tokens of answers need the processor too."""
 
     def __init__(self, service: ModelService) -> None:
         self._service = service

@@ -11,9 +11,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.closing import closing
 from edgepp.http_api.endpoint import begun, json_response, owner, request_id, stream_response, unless_gone
 from edgepp.http_api.generation import IDLE_S, GenerationEvent, GenerationRequest
+from edgepp.http_api.iterator_closing import closing
 from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.ollama_api.errors import in_band
 from edgepp.http_api.ollama_api.models import named
@@ -44,7 +44,7 @@ async def _nothing(_whole: LineDelta) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Question:
-    """What a body asks."""
+    """The question of a body."""
 
     asked: GenerationRequest
     extra: Extra = _nothing

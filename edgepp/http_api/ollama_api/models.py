@@ -15,10 +15,10 @@ from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.ollama_api.ndjson import MEDIA_TYPE, line, rfc3339
 
 API_VERSION = "0.14.3"
-"""Of Ollama: three whole numbers, which clients compare. The version has what edgepp serves beside it: OpenAI's
-responses and Anthropic's messages."""
+"""A version of Ollama: three whole numbers, which clients compare. This version serves OpenAI's responses and
+Anthropic's messages, too, as edgepp does."""
 _NEVER = "2318-01-01T00:00:00Z"
-"""When the model is unloaded: clients show a date so far away as forever."""
+"""Time at which the model is unloaded: clients show a date so far away as forever."""
 
 
 class ModelRequest(msgspec.Struct):
@@ -91,7 +91,7 @@ async def pull(service: ModelService, request: Request) -> Response:
 
 
 async def unsupported(_service: ModelService, request: Request) -> Response:
-    """The refusal of what edgepp does not do.
+    """The refusal of requests that edgepp does not support.
 
     Raises:
         RequestError: always.

@@ -1,4 +1,4 @@
-"""What a request of Ollama's API asks for beside its prompt, as ``GenerateOptions`` and variables of the template."""
+"""Options of a request of Ollama's API, as ``GenerateOptions`` and variables of the chat template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Think: TypeAlias = bool | str
 KeepAlive: TypeAlias = float | str
 
 _DEFAULTS = {"temperature": 0.8, "top_k": 40.0, "top_p": 0.9}
-"""Ollama's, for what the makers of the model recommend nothing."""
+"""Ollama's default of each option for which the makers of the model recommend no value."""
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 _DURATION = re.compile(
     r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:ns|us|µs|ms|s|m|h|d)?(?:(?:\d+(?:\.\d+)?)(?:ns|us|µs|ms|s|m|h))*"
@@ -32,7 +32,7 @@ def generate_options(
     logprobs: bool | None,
     top_logprobs: int | None,
 ) -> GenerateOptions:
-    """The options of a request for ``model``; unknown names are ignored, and so is what only concerns loading.
+    """The options of a request for ``model``; unknown options and options of loading are ignored.
 
     Raises:
         RequestError: an option has the wrong type or is out of range.

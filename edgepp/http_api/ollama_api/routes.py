@@ -57,7 +57,7 @@ def routes(service: ModelService) -> list[BaseRoute]:
 
 
 class _Rewritten:
-    """Sends a request below a wrong base to the route that its client means."""
+    """An application that sends a request below a wrong base to the route that its client means."""
 
     def __init__(self, right: list[Operation]) -> None:
         self._right = right

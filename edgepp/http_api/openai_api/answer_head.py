@@ -1,4 +1,4 @@
-"""What all chunks of an answer repeat: id, time, model."""
+"""The fields that all chunks of an answer repeat: id, time, model."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.closing import closing
 from edgepp.http_api.collected_answer import CollectedAnswer, CollectedChoice, collected
 from edgepp.http_api.endpoint import Handler, begun, json_response, read_body, stream_response, unless_gone
 from edgepp.http_api.generation import (
@@ -28,6 +27,7 @@ from edgepp.http_api.generation import (
     ToolCallStarted,
     Usage,
 )
+from edgepp.http_api.iterator_closing import closing
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.answer_head import DONE, KEEP_ALIVE, AnswerHead, frame, new_head
 from edgepp.http_api.openai_api.chat_request import ChatBody, generation_request
@@ -57,7 +57,7 @@ def chat_completions(service: ModelService) -> Handler:
 
 
 def openai_finish(reason: FinishReason) -> str:
-    """OpenAI's word; an answer that the cluster cancelled is not whole."""
+    """OpenAI's name of a finish reason; an answer that the cluster cancelled counts as cut by its length."""
     return "length" if reason == "cancelled" else reason
 
 

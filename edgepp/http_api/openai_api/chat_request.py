@@ -39,7 +39,7 @@ def generation_request(body: ChatBody, model: ServedModel, request: Request) -> 
     """The question of a chat completion.
 
     Raises:
-        RequestError: the body asks for what cannot be done.
+        RequestError: the body asks for a feature that is not supported.
         UsageError: an option is out of range.
     """
     _refuse(body)

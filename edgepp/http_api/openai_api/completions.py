@@ -10,7 +10,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.closing import closing
 from edgepp.http_api.collected_answer import CollectedAnswer, CollectedChoice, collected
 from edgepp.http_api.endpoint import Handler, begun, json_response, read_body, stream_response, unless_gone
 from edgepp.http_api.generation import (
@@ -26,6 +25,7 @@ from edgepp.http_api.generation import (
     TextDelta,
     Usage,
 )
+from edgepp.http_api.iterator_closing import closing
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.answer_head import DONE, KEEP_ALIVE, AnswerHead, frame, new_head
 from edgepp.http_api.openai_api.chat_completions import openai_finish

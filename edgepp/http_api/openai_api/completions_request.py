@@ -17,7 +17,7 @@ from edgepp.model.text.conversation import Prompt
 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16
-"""As in OpenAI's API."""
+"""Tokens of an answer for which the body gives no number, as in OpenAI's API."""
 
 TokenId: TypeAlias = Annotated[int, Meta(ge=0)]
 
@@ -27,7 +27,7 @@ class CompletionBody(SamplingBody, kw_only=True):
 
     prompt: str | list[str | TokenId | list[TokenId]]
     best_of: NumChoices | None = None
-    """Answers to make per prompt, of which the ``n`` likeliest are told."""
+    """Answers to make per prompt, of which the client gets the ``n`` likeliest."""
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     suffix: str | None = None
@@ -52,7 +52,7 @@ def generation_requests(body: CompletionBody, model: ServedModel, request: Reque
     """One question per prompt.
 
     Raises:
-        RequestError: the body asks for what cannot be done.
+        RequestError: the body asks for a feature that is not supported.
         UsageError: an option is out of range.
     """
     _refuse(body)

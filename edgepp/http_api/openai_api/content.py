@@ -14,7 +14,7 @@ Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool", "f
 
 
 class ContentPart(msgspec.Struct):
-    """One part of a message: text, or what only other models read."""
+    """One part of a message: text, or content that only other models read, such as an image."""
 
     type: str = "text"
     text: str | None = None
@@ -25,7 +25,7 @@ Content: TypeAlias = str | list[str | ContentPart] | None
 
 
 class CalledFunction(msgspec.Struct):
-    """The function that a message of the history called."""
+    """The function of a call in a message of the history."""
 
     name: str
     arguments: str | dict[str, Any] | None = None

@@ -31,7 +31,7 @@ _TYPE_AND_CODE: dict[FailureKind, tuple[str, str | None]] = {
 
 
 def error_form(service: ModelService | None = None) -> ErrorForm:
-    """The form of OpenAI's errors; with ``service``, ``loading`` tells how far the model is."""
+    """The form of OpenAI's errors; with ``service``, ``loading`` tells the progress of the load."""
 
     def body(error: RequestError, _: str) -> Mapping[str, Any]:
         return error_body(error, service)

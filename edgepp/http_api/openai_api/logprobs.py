@@ -8,7 +8,7 @@ from typing import Any
 from edgepp.http_api.generation import PromptLogprobs, TokenLogprob
 
 _LEAST = -9999.0
-"""What OpenAI writes for a token that cannot come; JSON has no infinity."""
+"""OpenAI's log-probability of a token that cannot come; JSON has no infinity."""
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

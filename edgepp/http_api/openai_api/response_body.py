@@ -26,19 +26,19 @@ class Item(msgspec.Struct, kw_only=True):
     name: str | None = None
     namespace: str | None = None
     arguments: Any = None
-    """Of a ``function_call``: the text of a JSON object."""
+    """Arguments of a ``function_call``: the text of a JSON object."""
     input: str | None = None
-    """Of a ``custom_tool_call``."""
+    """Input of a ``custom_tool_call``."""
     output: Any = None
     """The result of a call: text or parts."""
     tools: Any = None
-    """Of ``additional_tools``."""
+    """Tools of ``additional_tools``."""
     author: str | None = None
-    """Of an ``agent_message``, by which Codex's agents talk to each other."""
+    """Author of an ``agent_message``, by which Codex's agents talk to each other."""
 
 
 class TextFormat(msgspec.Struct, kw_only=True):
-    """What the text of the answer must be; the schema may also be nested as Chat Completions has it."""
+    """Form that the text of the answer must have; the schema may also be nested as in Chat Completions."""
 
     type: str = "text"
     name: str | None = None
@@ -81,7 +81,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
 
 
 def check_stateless(body: ResponsesBody) -> None:
-    """Refuse what would need an earlier response: nothing is stored here.
+    """Refuse a body that needs an earlier response: no response is stored.
 
     Raises:
         RequestError: the body refers to something stored.

@@ -66,7 +66,7 @@ class ResponseHead:
 
 
 class ResponseEncoder:
-    """Encodes one answer. Every method returns the events to send, in order."""
+    """Encoder of one answer. Every method returns the events to send, in order."""
 
     def __init__(self, head: ResponseHead) -> None:
         self._head = head

@@ -1,4 +1,4 @@
-"""Output items of the Responses API while they grow: each says which events its beginning, its growth and its end are.
+"""Output items of the Responses API while they grow: each gives the events of its beginning, its growth and its end.
 
 Events have no ``sequence_number`` here; ``response_events`` numbers them.
 """

@@ -36,7 +36,7 @@ class ToolSpec(FunctionFields, kw_only=True):
     tools: list[ToolSpec] | None = None
     """The members of a namespace."""
     format: Any = None
-    """What a custom tool takes: ``text``, or a ``grammar``."""
+    """Form of a custom tool's input: ``text``, or a ``grammar``."""
     function: FunctionFields | None = None
 
 
@@ -56,7 +56,7 @@ Choice: TypeAlias = Literal["auto", "none", "required"] | ToolChoice
 
 @dataclass(frozen=True)
 class DeclaredTool:
-    """How the client declared a tool, and so how it reads a call of the tool."""
+    """A tool as its client declared it, and so the form in which the client reads a call of the tool."""
 
     name: str
     namespace: str | None = None
@@ -78,7 +78,7 @@ class Tools:
 
     use: ToolUse
     declared: Mapping[str, DeclaredTool]
-    """By the name that the model knows."""
+    """The tools by the name that the model knows."""
 
 
 def decoded_tools(specs: Sequence[ToolSpec], choice: Choice | None, parallel: bool) -> Tools:

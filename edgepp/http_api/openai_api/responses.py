@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from edgepp.http_api.closing import closing
 from edgepp.http_api.endpoint import (
     STREAM_HEADERS,
     Handler,
@@ -27,6 +26,7 @@ from edgepp.http_api.endpoint import (
 )
 from edgepp.http_api.failures import FailureKind, RequestError
 from edgepp.http_api.generation import GenerationEvent, GenerationRequest
+from edgepp.http_api.iterator_closing import closing
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.errors import error_form, served
 from edgepp.http_api.openai_api.response_body import (

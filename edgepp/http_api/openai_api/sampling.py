@@ -17,7 +17,7 @@ MAX_CHOICES = 16
 """Answers to one prompt that a client may ask for at once."""
 
 Count: TypeAlias = Annotated[int, Meta(ge=-1)]
-"""A number of tokens, however large: it is cut to what there can be."""
+"""A number of tokens of any size, which is cut to the number that fits."""
 NumChoices: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -32,7 +32,7 @@ class SchemaBody(msgspec.Struct):
 
 
 class ResponseFormat(msgspec.Struct):
-    """What the text of the answer must be; ``schema`` may stand at either depth, as llama-server has it."""
+    """Form that the text of the answer must have; ``schema`` may stand at either depth, as in llama-server."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: SchemaBody | None = None
@@ -95,7 +95,7 @@ def options_of(body: SamplingBody, model: ServedModel, max_tokens: int | None, l
 
 
 def constraint_of(form: ResponseFormat | None) -> Constraint | None:
-    """What the text must match.
+    """Constraint of the text by its form ``form``; None for free text.
 
     Raises:
         RequestError: there is no schema where one is wanted.

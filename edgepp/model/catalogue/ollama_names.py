@@ -41,7 +41,7 @@ def candidates(name: str, cards: Collection[str]) -> list[str]:
 
 
 def _smallest(cards: list[str]) -> list[str]:
-    """Of each size the card of fewest bits: one without a suffix is the smallest."""
+    """The card with the fewest bits of each size; a card without a suffix has the fewest."""
     best: dict[str, tuple[int, str]] = {}
     for card in cards:
         stem, _, suffix = card.rpartition("-")

@@ -1,4 +1,4 @@
-"""Downloads a model from the hub: the small files, then the byte ranges of the needed tensors."""
+"""Download of a model from the hub: the small files, then the byte ranges of the needed tensors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def download(source: HubRepository, parts: ModelParts, on_progress: Progress | N
 
 
 class _ProgressCounter:
-    """Counts the bytes done and the bytes in all for ``on_progress``; safe from several threads."""
+    """Counter of the bytes done and the bytes in all, for ``on_progress``; ``add`` is safe from several threads."""
 
     def __init__(self, on_progress: Progress | None) -> None:
         self._on_progress = on_progress
@@ -101,7 +101,10 @@ def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _Progr
             "look for the model under mlx-community, or convert it with `mlx_lm.convert`",
         )
     if unlisted := sorted(files.keys() - listed.keys()):
-        raise ModelError(f"the index of {snapshot.source.name} names {unlisted[0]}, which is not there")
+        raise ModelError(
+            f"the index of {snapshot.source.name} names {unlisted[0]}, which the repository lacks",
+            "take the model from another repository",
+        )
     plan = [piece for name in files for piece in _plan(hub, snapshot, name, listed[name], parts)]
     size_bytes = sum(total(ranges) for _, ranges, _ in plan)
     check_space(folder, size_bytes + _SPARE_BYTES)
@@ -129,7 +132,10 @@ def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:
     settings = Checkpoint.open(folder).settings
     count = settings.num_layers
     if parts.layers is not None and parts.layers.stop > count:
-        raise ModelError(f"layers {parts.layers} lie outside {folder.name}, which has layers 0-{count - 1}")
+        raise ModelError(
+            f"layers {parts.layers} lie outside {folder.name}, which has layers 0-{count - 1}",
+            "choose layers of the model",
+        )
     if card is None:
         return
     for key, found, expected in (
@@ -145,13 +151,13 @@ def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:
 
 
 def _plan(
-    hub: HubClient, snapshot: Snapshot, name: str, listed: int, parts: ModelParts
+    hub: HubClient, snapshot: Snapshot, name: str, listed_bytes: int, parts: ModelParts
 ) -> list[tuple[PartialFile, list[Range], bool]]:
     """The ranges to fetch of a file, and whether the hub supports ranges; if not, the only range is the whole file."""
     path = snapshot.folder / name
     file = PartialFile.open(path)
     if file is None:
-        head, size_bytes, ranged = _head(hub, snapshot.commit, name, listed)
+        head, size_bytes, ranged = _head(hub, snapshot.commit, name, listed_bytes)
         file = PartialFile.create(path, size_bytes, head)
     elif file.missing_tensors(parts.wants):
         with closing(hub.stream(snapshot.commit, name, 0, 8)) as chunks:
@@ -161,7 +167,7 @@ def _plan(
     return [(file, file.missing_ranges(parts.wants) if ranged else [(0, file.size_bytes)], ranged)]
 
 
-def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
+def _head(hub: HubClient, commit: str, name: str, listed_bytes: int) -> tuple[bytes, int, bool]:
     """First bytes of a safetensors file including the header, size of the file, and whether the hub supports ranges."""
     head = bytearray()
     size_bytes, ranged = 0, False
@@ -169,7 +175,7 @@ def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, i
     while len(head) < stop:
         with closing(hub.stream(commit, name, len(head), stop)) as chunks:
             for chunk in chunks:
-                hub.check_size(name, chunk.size_bytes, listed)
+                hub.check_size(name, chunk.size_bytes, listed_bytes)
                 head[chunk.offset :] = chunk.data
                 size_bytes, ranged = chunk.size_bytes, chunk.ranged
                 if len(head) >= stop:

@@ -1,4 +1,4 @@
-"""Renders chat templates like transformers, in a sandbox that tracks which characters come from messages."""
+"""Rendering of chat templates like in transformers, in a sandbox that tracks which characters come from messages."""
 
 from __future__ import annotations
 
@@ -100,7 +100,11 @@ def _rendered(
 
 
 def _last(text: str, end: str) -> int:
-    """Where the last message ends, by the mark behind it."""
+    """Index in ``text`` at which the last message ends, where the mark ``end`` begins.
+
+    Raises:
+        TemplateRefusal: the template did not render the mark as it is.
+    """
     place = str.rfind(text, end)
     if place < 0:
         raise TemplateRefusal("it does not show the last message as it is, so an answer cannot continue it")
@@ -139,7 +143,7 @@ def _compiled(template: str) -> Any:
 
 
 def _finalized(value: Any) -> Any:
-    """The value that ``{{ }}`` prints: an object with text of messages inside becomes text of messages."""
+    """The text that ``{{ }}`` prints for ``value``: an object that holds text of messages becomes text of messages."""
     return MessageText(str(value)) if not isinstance(value, str) and holds_content(value) else value
 
 
@@ -155,7 +159,7 @@ def _concatenated(parts: Iterable[str]) -> Any:
 
 
 class _Code(CodeGenerator):
-    """Compiles ``a ~ b`` to a call that keeps the marks of both operands."""
+    """Code generator of a template: ``a ~ b`` becomes a call that keeps the marks of both operands."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - jinja's name
         self.write("environment.concatenated((")

@@ -22,9 +22,9 @@ _REQUEST_TIMEOUT_S = 120.0
 _MAX_REPLY_BYTES = 1 << 28
 _IDLE_S = 2.0
 _MAX_WAITING = 256
-"""Calls of one owner that wait for the process."""
+"""Limit of the calls of one owner that wait for the process."""
 _CALL_COST = 1000
-"""What a call costs besides its characters, by which owners get their turns."""
+"""Cost of a call in addition to 1 per character; owners get their turns by the cost of their calls."""
 
 
 class TextClient:
@@ -63,7 +63,7 @@ class TextClient:
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, and its ranges that come from messages; see ``chat_template.render``.
 
-        ``cost`` is how many characters the conversation has.
+        ``cost`` is the number of characters of the conversation.
 
         Raises:
             PromptRefused: the template does not take these messages.

@@ -1,4 +1,4 @@
-"""Which tokens of a tokenizer are control tokens, which text of a message never becomes; their names in grammars."""
+"""Control tokens of a tokenizer, which text of a message never becomes, and their names in grammars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 def is_control(name: str, special: bool) -> bool:
     """Whether an added token is a control token: a special one, or one that is no word and no white space.
 
-    ``<tool_call>`` is one, though many tokenizers do not mark it as special.
+    ``<tool_call>`` is a control token, though many tokenizers do not mark this token as special.
     """
     return bool(name) and (special or not re.fullmatch(r"[\w\s]+", name))
 

@@ -14,7 +14,7 @@ tool's result. ``prompt_check`` checks the fields."""
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order, and what else the chat template renders into the prompt."""
+    """Messages in order, with the tools and variables that the chat template renders into the prompt."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -53,5 +53,5 @@ class EncodedPrompt:
 
     ids: list[int]
     opening: str = ""
-    """What the chat template wrote behind the last text of a message: how the answer begins, such as
+    """Text that the chat template wrote behind the last text of a message, and that begins the answer, such as
     ``<|im_start|>assistant`` and ``<think>``."""

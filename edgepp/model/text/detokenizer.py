@@ -15,7 +15,7 @@ from edgepp.errors import ModelError
 
 
 class Detokenizer:
-    """Decodes the tokens of one sequence as they arrive."""
+    """Decoder of the tokens of one sequence, which takes them one by one."""
 
     def __init__(self, tokens: Mapping[int, str], steps: list[_Step]) -> None:
         self._tokens = tokens
@@ -74,7 +74,7 @@ def _run(tokens: list[str], steps: list[_Step]) -> list[str]:
 
 
 class _PerToken:
-    """Changes each token independently of the others."""
+    """A step that changes each token independently of the others."""
 
     def __init__(self, change: Callable[[str], str]) -> None:
         self._change = change
@@ -120,7 +120,7 @@ class _ByteFallback:
 
 
 class _StripEnd:
-    """Strips at most ``max_count`` times a character from the end of the whole text."""
+    """Removal of a character from the end of the whole text, at most ``max_count`` times."""
 
     def __init__(self, char: str, max_count: int) -> None:
         self._char, self._max_count, self._held = char, max_count, ""
@@ -136,7 +136,7 @@ class _StripEnd:
 
 
 class _ReplaceInText:
-    """Replaces a string anywhere in the whole text, also across tokens."""
+    """Replacement of a string anywhere in the whole text, also across tokens."""
 
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new, self._held = old, new, ""

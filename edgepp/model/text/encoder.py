@@ -1,4 +1,4 @@
-"""Encodes text so that text of messages never becomes a control token."""
+"""Encoding of text to token ids, in which text of messages never becomes a control token."""
 
 from __future__ import annotations
 

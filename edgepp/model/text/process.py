@@ -42,7 +42,7 @@ def load_s(definition_bytes: int) -> int:
 
 
 class _RequestHandler:
-    """Handles requests with the tokenizer that was loaded last."""
+    """Handler of requests, with the tokenizer that was loaded last."""
 
     def __init__(self) -> None:
         self._encoder: Encoder | None = None

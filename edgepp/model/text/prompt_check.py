@@ -1,4 +1,4 @@
-"""Checks a prompt before it is encoded: the fields of its messages, its size and depth, and that it is Unicode text.
+"""Checks of a prompt before it is encoded: fields of its messages, size, depth, and that its text is Unicode.
 
 A conversation comes from other programs, and goes to a chat template that expects certain fields and types.
 """
@@ -59,13 +59,13 @@ def check_conversation(conversation: Conversation) -> None:
     _check_count("tools", conversation.tools, MAX_TOOLS)
     if not conversation.messages:
         raise UsageError("the conversation is empty", "give at least one message")
-    size = 0
+    size_bytes = 0
     for place, message in enumerate(conversation.messages):
-        size += _checked_message(message, f"messages[{place}]")
+        size_bytes += _checked_message(message, f"messages[{place}]")
     for place, tool in enumerate(conversation.tools):
-        size += _checked_tool(tool, f"tools[{place}]")
-    size += _checked_variables(conversation.variables)
-    _check_size("a conversation", size)
+        size_bytes += _checked_tool(tool, f"tools[{place}]")
+    size_bytes += _checked_variables(conversation.variables)
+    _check_size("a conversation", size_bytes)
     if conversation.continues:
         _check_continued(conversation.messages[-1])
 
@@ -80,7 +80,7 @@ def characters_of(prompt: Prompt) -> int:
 
 
 def rendered_characters_of(conversation: Conversation) -> int:
-    """Characters of the texts of which a chat template shows each: without reasoning, which many show in part only."""
+    """Characters of the texts that every chat template renders whole: all but reasoning."""
     shown = [
         [value for name, value in message.items() if name != "reasoning_content"] for message in conversation.messages
     ]
@@ -95,9 +95,9 @@ def _characters(value: Any) -> int:
     return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
 
 
-def _check_size(what: str, size: int) -> None:
-    if size > MAX_PROMPT_BYTES:
-        raise UsageError(f"{what} may have {MAX_PROMPT_BYTES} bytes, and this one has {size}", "shorten it")
+def _check_size(what: str, size_bytes: int) -> None:
+    if size_bytes > MAX_PROMPT_BYTES:
+        raise UsageError(f"{what} may have {MAX_PROMPT_BYTES} bytes, and this one has {size_bytes}", "shorten it")
 
 
 def _check_count(what: str, values: Any, most: int) -> None:

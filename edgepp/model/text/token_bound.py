@@ -1,4 +1,4 @@
-"""How few tokens a text can have at least, without encoding the text: to refuse at once what cannot fit.
+"""Lower bounds of the number of tokens of a text, found without encoding the text, so that a long one is refused early.
 
 ``characters_per_token`` is a rough bound for any tokenizer and all characters, white space included, and ``TokenBound``
 a closer one for the tokenizers that it knows.
@@ -13,9 +13,9 @@ from typing import Any
 from edgepp.model.text.detokenizer import BYTE_OF_CHARACTER
 
 _NFC_SHRINKS = 3
-"""By how much NFC shortens UTF-8 at most: the inverse of NFD's largest expansion (Unicode Annex 15, table 9)."""
+"""Largest factor by which NFC shortens UTF-8: the inverse of NFD's largest expansion (Unicode Annex 15, table 9)."""
 _COMPOSED = 4
-"""The most characters that a normalizer makes one, such as a Greek letter with three marks."""
+"""Largest number of characters that a normalizer composes to one, such as a Greek letter with three marks."""
 _MAY_BE_UNKNOWN = {*range(0x20), 0xC0, 0xC1, *range(0xF1, 0x100)}
 """Bytes that a vocabulary may lack and NFC never makes: control characters, planes past 3, and what is not UTF-8."""
 _PRE_TOKENIZERS = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit"}
@@ -24,10 +24,10 @@ _PRE_TOKENIZERS = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "
 
 @dataclass(frozen=True)
 class TokenBound:
-    """A lower bound for one tokenizer."""
+    """A lower bound of the number of tokens, for one tokenizer."""
 
     bytes_per_token: int
-    """The most counted bytes of a text that one token stands for."""
+    """Largest number of counted bytes of a text that one token stands for."""
     uncounted: bytes = b""
     """Bytes without a token, which the tokenizer drops. White space is not counted either."""
 
@@ -40,8 +40,8 @@ class TokenBound:
     def of(cls, definition: Mapping[str, Any]) -> TokenBound | None:
         """The bound by a parsed ``tokenizer.json``.
 
-        None where the tokenizer drops or shortens other text than the above, or makes one token of many unknown
-        characters.
+        None where the tokenizer drops text other than white space and ``uncounted`` bytes, shortens text otherwise than
+        by NFC, or makes one token of many unknown characters.
         """
         shrinks = _shrinking(_parts(definition.get("normalizer"), "normalizers"))
         pre_tokenizers = _parts(definition.get("pre_tokenizer"), "pretokenizers")
@@ -67,7 +67,7 @@ class TokenBound:
 
 
 def characters_per_token(definition: Mapping[str, Any]) -> int:
-    """The most characters of a text that count as one token, by a parsed ``tokenizer.json``.
+    """Largest number of characters of a text that one token stands for, by a parsed ``tokenizer.json``.
 
     A text can have fewer tokens only where its tokenizer drops text, such as white space beside a control token, or
     makes one token of several unknown characters.
@@ -79,7 +79,7 @@ def characters_per_token(definition: Mapping[str, Any]) -> int:
 
 
 def _shrinking(normalizers: Iterable[Mapping[str, Any]]) -> int | None:
-    """By how much these shorten UTF-8 at most; None where they may drop text."""
+    """Largest factor by which ``normalizers`` together shorten UTF-8; None where they may drop text."""
     shrinks = 1
     for one in normalizers:
         if one["type"] == "NFC":

@@ -115,7 +115,7 @@ class Tokenizer:
         text. Token ids stay as they are.
 
         Args:
-            prompt: What is encoded.
+            prompt: The prompt to encode.
             context: Tokens that prompt and answer may have together. A text that is certainly longer is refused before
                 it occupies the tokenizer's process, which all requests share.
             owner: Who asks; the tokenizer's process serves owners in turns.
@@ -244,7 +244,11 @@ class Tokenizer:
             raise ContextExceeded(least, context, at_least=isinstance(prompt, str | Conversation))
 
     def _check_length(self, text: str, context: int | None) -> None:
-        """Refuse a text that cannot fit, by a closer look at it."""
+        """Refuse a text that cannot fit ``context`` tokens by the bound of this tokenizer.
+
+        Raises:
+            ContextExceeded: the text has more tokens.
+        """
         bound = self._tokens.bound
         if context is None or bound is None or len(text) < context:
             return
@@ -255,7 +259,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What the definition of a tokenizer says about its tokens."""
+    """The tokens of a tokenizer, by its definition."""
 
     texts: dict[int, str]
     """The text of each token by its id."""

@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a model folder into one definition; used only in the text process (``process``).
+"""One definition of the tokenizer in a model folder; read only in the text process (``process``).
 
 transformers reads the folder. The files besides or instead of ``tokenizer.json`` (``tokenizer.model``, ``vocab.json``,
 ``tokenizer_config.json``) come with the model, so they are read in the process that has limits.

@@ -33,9 +33,13 @@ def covers(held: Iterable[Range], wanted: Range) -> bool:
     return not difference([wanted], held)
 
 
-def cut(ranges: Iterable[Range], size: int) -> list[Range]:
-    """The ranges, cut into pieces of at most ``size`` bytes."""
-    return [(position, min(position + size, stop)) for start, stop in ranges for position in range(start, stop, size)]
+def cut(ranges: Iterable[Range], max_bytes: int) -> list[Range]:
+    """The ranges, cut into pieces of at most ``max_bytes`` bytes."""
+    return [
+        (position, min(position + max_bytes, stop))
+        for start, stop in ranges
+        for position in range(start, stop, max_bytes)
+    ]
 
 
 def total(ranges: Iterable[Range]) -> int:

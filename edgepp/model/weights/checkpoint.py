@@ -126,7 +126,10 @@ class Checkpoint:
             ModelError: layers are outside the model, or not on this disk; the sentence names them.
         """
         if layers.stop > self.num_layers:
-            raise ModelError(f"layers {layers} lie outside {self.path.name}, which has layers 0-{self.num_layers - 1}")
+            raise ModelError(
+                f"layers {layers} lie outside {self.path.name}, which has layers 0-{self.num_layers - 1}",
+                "choose layers of the model",
+            )
         found = {n for name in self.tensors if (n := layer_of(name)) is not None}
         absent = [n for n in range(layers.start, layers.stop) if n not in found]
         if absent:
@@ -197,7 +200,10 @@ class Checkpoint:
         if found is None:
             raise ModelError(f"config.json of {self.path.name} does not say how {module} is quantised")
         if found.mode != "affine":
-            raise ModelError(f"{module} is quantised in mode '{found.mode}'; this backend reads only affine weights")
+            raise ModelError(
+                f"{module} is quantised in mode '{found.mode}', and this backend reads only affine weights",
+                "use --backend mlx, or a model whose weights are quantised in mode affine",
+            )
         return found
 
     def array(self, name: str) -> Array:
@@ -208,7 +214,9 @@ class Checkpoint:
         """
         place = self.tensors.get(name)
         if place is None:
-            raise ModelError(f"{self.path.name} has no tensor {name} on this disk")
+            raise ModelError(
+                f"{self.path.name} has no tensor {name} on this disk", "fetch it with `edgepp models pull`"
+            )
         mapped = self._mapped(place.file)
         raw = mapped[place.start : place.start + place.nbytes]
         return raw.view(DTYPES[place.dtype]).reshape(place.shape)

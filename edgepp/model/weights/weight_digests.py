@@ -26,11 +26,11 @@ SAMPLE_BYTES = 1 << 11
 """Bytes of a tensor that are read at a time: at its beginning, and in its middle, where an embedding has no padding."""
 
 ABSENT = 0
-"""In place of the digest of a layer that is not, or only in part, on this disk."""
+"""Value in place of the digest of a layer that is not whole on this disk."""
 
 
 def weight_digests(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Digests of 32 bits: of the tensors outside the layers, then of each layer; ``ABSENT`` for what is not there.
+    """Digests of 32 bits: of the tensors outside the layers, then of each layer; ``ABSENT`` where tensors are missing.
 
     Raises:
         ModelError: a file cannot be read, or has become shorter.
@@ -71,7 +71,7 @@ def _digest(places: Iterable[TensorPlace], files: dict[Path, BinaryIO]) -> int:
 
 
 def _samples(place: TensorPlace) -> Sequence[tuple[int, int]]:
-    """(Offset in the file, bytes) of what is read of a tensor: all of a small one."""
+    """(Offset in the file, bytes) of each sample of a tensor; the only sample of a small tensor is the whole tensor."""
     if place.nbytes <= 2 * SAMPLE_BYTES:
         return [(place.start, place.nbytes)]
     middle = max(SAMPLE_BYTES, place.nbytes // 2)
@@ -81,7 +81,7 @@ def _samples(place: TensorPlace) -> Sequence[tuple[int, int]]:
 def differing(one: Sequence[int], other: Sequence[int]) -> tuple[LayerRange | None, bool]:
     """The layers in which two folders differ, from the first to the last, and whether they differ outside the layers.
 
-    What one of the folders lacks is not compared.
+    A layer that one of the folders lacks is not compared.
     """
     apart = [i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b and ABSENT not in (a, b)]
     layers = [part - 1 for part in apart if part]

@@ -1,4 +1,4 @@
-"""How each client is started so that it uses the cluster; `docs/clients.md` says what works in each."""
+"""Settings and command of each client that uses the cluster; `docs/clients.md` says what works in each client."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgepp.ui.launch.settings import ANY_KEY, KEY_VARIABLE, ConfigFile, Launch,
 _ANSWER_TOKENS = 4096
 """Tokens of an answer that are kept free for clients that ask how many."""
 _LEAST_COMPACT_WINDOW = 100_000
-"""Claude Code takes smaller windows for this one, and warns of them."""
+"""Smallest window that Claude Code compacts at; of a smaller setting it warns, and uses this one."""
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where files are."""
+    """Folders in which files of clients are."""
 
     own: Path
     """The folder of edgepp's own files for clients."""
@@ -149,7 +149,7 @@ def _llm(target: Target, folders: Folders) -> Launch:
 
 
 def _llm_folder(folders: Folders) -> Path:
-    """Where llm keeps its files, as click places them."""
+    """The folder of llm's files, which click chooses by the system."""
     import click
 
     named = folders.environment.get("LLM_USER_PATH")
@@ -167,5 +167,5 @@ CLIENTS: Mapping[str, Callable[[Target, Folders], Launch]] = {
 
 
 def launch_of(client: str, target: Target, own: Path) -> Launch:
-    """How ``client`` is started by this user; ``own`` is the folder of edgepp's own files for clients."""
+    """Settings and command of ``client`` for this user; ``own`` is the folder of edgepp's own files for clients."""
     return CLIENTS[client](target, Folders(own, Path.home(), os.environ))

@@ -12,18 +12,18 @@ _INSTRUCTIONS = """\
 You are a coding agent. You work in the user's terminal, in the current folder.
 Use the tools to look at files, to change them and to run commands; do not guess what a file holds.
 Work in small steps until the task is done, then say in a few sentences what you did."""
-"""The place of Codex's own instructions, which have some 4,000 tokens."""
+"""Instructions in place of Codex's own, which have some 4,000 tokens."""
 _SMALL_CONTEXT = 32_768
-"""Tokens below which Codex is not told of tools that it can do without; their descriptions have some 3,000 tokens."""
+"""Context in tokens below which Codex gets no optional tools, whose descriptions have some 3,000 tokens."""
 _SPARE_FEATURES = ("goals", "multi_agent", "view_image")
 
 
 def codex(target: Target, folder: Path, home: Path) -> Launch:
-    """How Codex is started.
+    """Settings and command of Codex.
 
     Args:
         target: The cluster.
-        folder: Where the catalogue is written; Codex reads it at every start.
+        folder: The folder of the catalogue, which Codex reads at every start.
         home: Codex's own folder, which ``CODEX_HOME`` names.
     """
     catalogue = folder / "codex-models.json"

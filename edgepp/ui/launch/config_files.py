@@ -1,4 +1,4 @@
-"""Changes of a client's configuration file, which can be undone: what was there before is kept in edgepp's folder."""
+"""Changes of a client's configuration file, which can be undone: edgepp's folder keeps the former values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgepp.ui.launch.settings import ConfigFile
 _MAX_BYTES = 4 << 20
 _ABSENT = "absent"
 Change = list[Any]
-"""Of a JSON object: the keys that lead to a value, the new value, and ``[old value]`` or ``_ABSENT``."""
+"""Change of a JSON object: keys that lead to a value, the new value, and ``[old value]`` or ``_ABSENT``."""
 
 
 def write_config(config: ConfigFile, record: Path) -> Path:
-    """Write what the client needs, after undoing what was written earlier; the path of the client's file.
+    """Write the settings that the client needs, after undoing earlier ones; returns the path of the client's file.
 
     Raises:
         EdgeppError: a file cannot be read or written, or holds what cannot be changed safely.
@@ -39,7 +39,7 @@ def write_config(config: ConfigFile, record: Path) -> Path:
 
 
 def undo_config(record: Path) -> Path | None:
-    """Undo what ``record`` tells of; the path of the client's file, or None where nothing was written.
+    """Undo the changes in ``record``; returns the path of the client's file, or None where nothing was written.
 
     Raises:
         EdgeppError: a file cannot be read or written, or has been changed so that nothing can be undone.
@@ -76,7 +76,7 @@ def _remove_empty(folders: object) -> None:
 
 
 def _added(before: str, after: str) -> str:
-    """What was added to a list; empty for a file that was replaced."""
+    """The text that was added to a list; empty for a file that was replaced."""
     return after[len(before) :].lstrip("\n") if before and after.startswith(before) else ""
 
 
@@ -106,7 +106,7 @@ def _merge(into: dict[str, Any], content: Mapping[str, Any], at: list[str], chan
 
 
 def _unmerged(path: Path, now: str, changes: list[Change]) -> str:
-    """The text without the values that were written and are still there; objects left empty go too."""
+    """The text ``now`` without the written values that are still there, and without objects that become empty."""
     root = _loaded(path, now)
     for keys, value, before in changes:
         chain: list[Any] = [root]

@@ -23,7 +23,7 @@ _PROMPTS_OF_CONTEXT = 2.5
 
 
 def print_settings(client: str, url: str | None, arguments: Sequence[str]) -> None:
-    """Print the environment and the command, and what `--write` would write; no key is printed.
+    """Print the environment and the command, and the settings that `--write` would write; no key is printed.
 
     Raises:
         EdgeppError: no server is found.
@@ -82,7 +82,7 @@ def write(client: str, url: str | None) -> None:
 
 
 def undo(client: str) -> None:
-    """Take back what ``write`` wrote.
+    """Remove the settings that ``write`` wrote.
 
     Raises:
         EdgeppError: a file cannot be read or written, or was changed so that nothing can be undone.
@@ -100,7 +100,7 @@ def _prepared(client: str, url: str | None) -> tuple[Target, Launch]:
 
 
 def _context_warning(client: str, target: Target, launch: Launch) -> str:
-    """Why the client has too few tokens of context for its work; empty where it has enough."""
+    """A warning that the client has too few tokens of context for its work; empty where it has enough."""
     if target.context >= _PROMPTS_OF_CONTEXT * launch.first_prompt:
         return ""
     left = target.context - launch.first_prompt

@@ -1,4 +1,4 @@
-"""What a client needs to know of a cluster, and what a client is started with. Pure data."""
+"""The server and model for a client, and the settings and command of a client. Pure data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Target:
     """The HTTP server and the model to use."""
 
     url: str
-    """Without ``/v1``."""
+    """Base URL of the server, without ``/v1``."""
     model: str
     context: int
     """Tokens that prompt and answer may have together, as served."""
@@ -27,7 +27,7 @@ class Target:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A file of a client, and what it has to hold for the client to use the cluster without `edgepp launch`."""
+    """A file of a client, and the content with which the client uses the cluster without `edgepp launch`."""
 
     path: Path
     kind: Literal["whole", "json", "yaml list"]
@@ -38,19 +38,19 @@ class ConfigFile:
 
 @dataclass(frozen=True)
 class Launch:
-    """How one client is started so that it uses the cluster."""
+    """Settings and command with which one client uses the cluster."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     own_files: Mapping[Path, str] = field(default_factory=dict)
     """Files of edgepp that the command line names."""
     config: ConfigFile | None = None
-    """What ``--write`` writes; None where the client reads all from its environment."""
+    """The file that ``--write`` writes; None where the client reads all settings from its environment."""
     needs_config: bool = False
     """Whether the client reads ``config`` alone and cannot be told otherwise."""
     note: str = ""
-    """What the user has to do besides, in a sentence."""
+    """A sentence on further work of the user; empty where there is none."""
     install: str = ""
-    """How to install the client."""
+    """The command that installs the client."""
     first_prompt: int = 0
     """Tokens that the client sends before the first question; 0 for next to none."""

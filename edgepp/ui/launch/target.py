@@ -1,4 +1,4 @@
-"""The HTTP server that a client is to use, and what the server says of its model."""
+"""The HTTP server for a client, and the model that the server names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_target(url: str | None, key: str) -> Target:
     """The server at ``url``, or the server of this machine.
 
     Raises:
-        UsageError: no server is known, or ``url`` is none.
+        UsageError: no server is known, or ``url`` is not the URL of a server.
         EdgeppError: the server does not answer, wants another key, or is no server of edgepp.
     """
     found = url or running_server()
@@ -37,7 +37,7 @@ def find_target(url: str | None, key: str) -> Target:
 
 
 def _server_hint() -> str:
-    """What to do where this machine has no server: on one that joined, the address of the machine that serves."""
+    """The next step on a machine without a server; on a machine that joined, the address of the one that serves."""
     cluster = load_cluster()
     if cluster is None or cluster.coordinator.node == load_identity().node or not cluster.addresses:
         return "start one with `edgepp serve`, or name one with --url"
@@ -79,7 +79,7 @@ def _model(base: str, key: str) -> dict[str, Any]:
 
 
 def _get(url: str, key: str) -> tuple[int, bytes]:
-    """Status and body of a response, asked for without a proxy: servers are near."""
+    """HTTP status and body of a GET, sent without a proxy, since servers of edgepp are near."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=_TIMEOUT_S)

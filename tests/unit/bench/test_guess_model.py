@@ -13,15 +13,20 @@ FREE = RingCosts((0.01, 0.01), 0.0, 0.0)
 """Two stages with a core each; head and hops take no time."""
 
 
+def step_s(costs: RingCosts) -> float:
+    """Seconds of a step that travels alone: every stage, the head, and one more hop than there are stages."""
+    return sum(costs.stages_s) + costs.head_s + costs.hop_s * (len(costs.stages_s) + 1)
+
+
 def test_one_frame_in_flight_takes_a_step_per_token() -> None:
     costs = RingCosts((0.010, 0.006), 0.003, 0.0005, cores=2)
-    assert costs.step_s == pytest.approx(0.0205)
-    assert tokens_per_s(costs, 0.9, 1) == pytest.approx(1 / costs.step_s)
+    assert step_s(costs) == pytest.approx(0.0205)
+    assert tokens_per_s(costs, 0.9, 1) == pytest.approx(1 / step_s(costs))
 
 
 @pytest.mark.parametrize("acceptance", [0.3, 0.5, 0.7, 0.9])
 def test_two_stages_gain_one_divided_by_one_minus_half_the_acceptance(acceptance: float) -> None:
-    gain = tokens_per_s(FREE, acceptance, tokens=6000) * FREE.step_s
+    gain = tokens_per_s(FREE, acceptance, tokens=6000) * step_s(FREE)
     assert gain == pytest.approx(1 / (1 - acceptance / 2), rel=0.03)
 
 
@@ -33,14 +38,14 @@ def test_guesses_that_are_always_right_keep_every_stage_busy(stages: int) -> Non
 
 def test_guesses_that_are_never_right_cost_nothing_where_each_process_has_a_core() -> None:
     costs = RingCosts((0.01, 0.008, 0.012), 0.004, 0.0003)
-    assert tokens_per_s(costs, 0.0) >= 0.9 / costs.step_s
-    assert tokens_per_s(FREE, 0.0) == pytest.approx(1 / FREE.step_s)
+    assert tokens_per_s(costs, 0.0) >= 0.9 / step_s(costs)
+    assert tokens_per_s(FREE, 0.0) == pytest.approx(1 / step_s(FREE))
 
 
 def test_processes_share_the_cores_that_there_are() -> None:
     costs = [RingCosts((0.01,) * 4, 0.002, 0.0, cores=cores) for cores in (1, 2, math.inf)]
     one, two, many = (tokens_per_s(cost, 1.0) for cost in costs)
-    assert one == pytest.approx(1 / costs[0].step_s, rel=0.01)
+    assert one == pytest.approx(1 / step_s(costs[0]), rel=0.01)
     assert two == pytest.approx(2 * one, rel=0.05)
     assert many == pytest.approx(4 * one, rel=0.1)
 

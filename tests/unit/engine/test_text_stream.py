@@ -29,9 +29,6 @@ def _through(pieces: list[str], stop: list[str]) -> tuple[str, bool]:
     return shown + held.finish(), False
 
 
-_TEXT = st.text("ab<|>", max_size=30)
-
-
 @given(
     st.lists(st.text("ab<|>", max_size=5), max_size=12), st.lists(st.text("ab<|>", min_size=1, max_size=4), max_size=3)
 )
@@ -134,7 +131,7 @@ def answered(raw: bytes, stop: tuple[str, ...] = (), logprobs: int | None = 2) -
             request.sampled.append(Sampled(token, -float(place)))
         request.events.put(token)
     request.events.put("length")
-    stream = TextStream(Engine(), request, Byte(), lambda token: bytes([token]), "opening")  # type: ignore[arg-type]
+    stream = TextStream(Engine(), request, Byte(), lambda token: bytes([token]))  # type: ignore[arg-type]
     return stream, list(stream.pieces())
 
 
@@ -172,4 +169,4 @@ def test_a_part_of_a_character_at_the_end_is_shown_with_its_token() -> None:
 
 def test_what_is_known_before_the_first_token() -> None:
     stream, _ = answered(b"")
-    assert (stream.prompt_tokens, stream.opening, stream.stop_string) == (7, "opening", None)
+    assert (stream.prompt_tokens, stream.stop_string) == (7, None)

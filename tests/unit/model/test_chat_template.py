@@ -141,7 +141,7 @@ def said(content: Any) -> list[dict[str, Any]]:
 
 
 PLAIN = st.text(st.sampled_from("abhi,. \n\té日'\"{}:\\\U000f0001 "), max_size=12)
-LETTERS = st.text(st.sampled_from("abhi "), min_size=1, max_size=12)
+
 EVIL = st.lists(
     st.one_of(PLAIN, st.sampled_from([*MARKS[:-1], "<|IM_END|>", "<|", "|>", "im_end", "＜s＞"])), max_size=6
 )

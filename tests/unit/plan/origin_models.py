@@ -20,7 +20,7 @@ LLAMA_405B = Shape(
 WEIGHTS = 70e9
 """The source counts in round billions; a test shows how little that leaves out."""
 V5E, V5P, H100 = (hardware.find(name) for name in ("tpu-v5e", "tpu-v5p", "h100"))
-KV_INT8, KV_BF16, KV_INT4 = (roofline.kv_token_bytes(LLAMA_70B, item) for item in (1, 2, 0.5))
+KV_INT8 = roofline.kv_token_bytes(LLAMA_70B, 1)
 MIB = 2**20
 SIZE = ModelSize.of(LLAMA_70B)
 SLICES_V5E = read_slices(V5E)

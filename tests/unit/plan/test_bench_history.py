@@ -9,7 +9,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from edgepp.benchmark.remembered import entry
+from edgepp.benchmark.history_entry import entry
 from edgepp.errors import UsageError
 from edgepp.http_api.bench_history import routes
 from edgepp.plan import bench_history

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgepp.stage_process.boundary_log import BoundaryLog
-from edgepp.stage_process.companion import Key
+from edgepp.stage_process.sequence_state import Key
 
 WIDTH = 4
 SEQUENCES = st.tuples(st.integers(1, 2), st.integers(1, 3))

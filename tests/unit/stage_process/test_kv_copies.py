@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
-from edgepp.stage_process.companion import Key
 from edgepp.stage_process.kv_copies import MAX_FRAMES, PIECE_OVERHEAD_BYTES, KvCopies
 from edgepp.stage_process.kv_pieces import CachePiece, Cut
+from edgepp.stage_process.sequence_state import Key
 
 LAYERS, EACH = LayerRange(2, 4), 3
 MAX_BYTES = 40 * (len(LAYERS) * EACH + PIECE_OVERHEAD_BYTES)

@@ -34,7 +34,6 @@ ARGUMENTS = {
     "tags": ["a", "b c"],
     "place": {"city": "Köln", "near": [1, 2]},
 }
-SIMPLE = {"text": "Paris", "count": 3, "ratio": 0.5, "deep": False}
 
 
 def raw(value: Any) -> str:

@@ -15,7 +15,7 @@ from edgepp.http_api.anthropic_api.message_events import (
     StreamEvent,
     frame,
 )
-from edgepp.http_api.failures import FAILURE_KINDS, FailureKind, RequestError
+from edgepp.http_api.failures import STATUS, FailureKind, RequestError
 from edgepp.http_api.generation import (
     ChoiceEnded,
     Ended,
@@ -231,7 +231,7 @@ def test_a_request_that_fills_the_cache_has_no_content() -> None:
     assert names(events) == ["message_start", "message_delta", "message_stop"]
 
 
-@pytest.mark.parametrize("kind", FAILURE_KINDS)
+@pytest.mark.parametrize("kind", STATUS)
 def test_errors_have_the_form_of_the_api(kind: FailureKind) -> None:
     body = FORM.body(RequestError(kind, "it failed", "do better"), "req_1")
     assert body["type"] == "error"

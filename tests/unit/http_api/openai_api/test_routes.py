@@ -9,7 +9,7 @@ import pytest
 
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import InternalError, StageLost, UsageError
-from edgepp.http_api.failures import FAILURE_KINDS, STATUS, RequestError
+from edgepp.http_api.failures import STATUS, RequestError
 from edgepp.http_api.generator import request_error
 from edgepp.http_api.openai_api.errors import error_body
 from tests.builders.scripted_service import SERVED, ScriptedService, answer
@@ -127,7 +127,7 @@ def test_the_wrong_field_is_named(service: ScriptedService) -> None:
 
 
 def test_every_failure_has_a_status_a_type_and_the_four_keys() -> None:
-    for kind in FAILURE_KINDS:
+    for kind in STATUS:
         error = RequestError(kind, "this", "do that", parameter="p")
         told = error_body(error)["error"]
         assert set(told) == {"message", "type", "param", "code"}

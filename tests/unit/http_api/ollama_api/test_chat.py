@@ -1,194 +1,24 @@
+"""Ollama's chat: its lines, tools, messages and options."""
+
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 import ollama
 import pytest
 
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import (
-    ChoiceEnded,
-    Ended,
     Queued,
     Started,
     TextDelta,
-    ToolCallDelta,
-    ToolCallEnded,
-    ToolCallStarted,
-    Usage,
 )
-from edgepp.http_api.ollama_api.routes import routes
-from edgepp.http_api.routing import Routing
 from edgepp.model.text.conversation import Conversation
 from edgepp.tool_calls.tool_use import Tool
-from tests.builders.ollama_clients import newer_or_same
-from tests.builders.ollama_lines import check_listed, strict_lines
-from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
-
-T = TypeVar("T")
-USAGE = Usage(prompt_tokens=7, completion_tokens=3)
-CALL: list[Step] = [
-    Started(7),
-    ToolCallStarted(0, 0, "call_1", "weather"),
-    ToolCallDelta(0, 0, '{"city":'),
-    ToolCallDelta(0, 0, '"Oslo"}'),
-    ToolCallEnded(0, 0, '{"city":"Oslo"}'),
-    ChoiceEnded(0, "tool_calls", usage=USAGE),
-    Ended(USAGE),
-]
-
-
-def served(*scripts: Sequence[Step], **changes: Any) -> ScriptedService:
-    return ScriptedService(scripts or [answer("Hel", "lo")], model=replace(SERVED, **changes))
-
-
-def sent(service: ScriptedService, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
-    """The response of the routes to one request."""
-    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(Routing(routes(service)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://edgepp.test") as client:
-            return await client.request(method, path, content=content, **more)
-
-    return asyncio.run(ask())
-
-
-def with_sdk(service: ScriptedService, work: Callable[[ollama.AsyncClient], Awaitable[T]]) -> T:
-    """The result of ``work`` with a client of the SDK."""
-
-    async def run() -> T:
-        client = ollama.AsyncClient("http://edgepp.test", transport=httpx.ASGITransport(Routing(routes(service))))
-        try:
-            return await work(client)
-        finally:
-            await client._client.aclose()
-
-    return asyncio.run(run())
-
-
-def question(text: str = "Hi", **more: Any) -> dict[str, Any]:
-    return {"model": "smollm2-135m", "messages": [{"role": "user", "content": text}], **more}
-
-
-# What there is to know of models.
-
-
-@pytest.mark.parametrize("path", ["/", "/api/version", "/api/tags"])
-def test_head(path: str) -> None:
-    response = sent(served(), "HEAD", path)
-    assert response.status_code == 200
-    assert response.content == b""
-
-
-def test_the_root_says_what_clients_look_for() -> None:
-    assert sent(served(), "GET", "/").text == "Ollama is running"
-
-
-def test_the_version_passes_the_comparison_of_copilot() -> None:
-    version = sent(served(), "GET", "/api/version").json()["version"]
-    assert newer_or_same([int(part) for part in version.split(".")], [0, 6, 4])
-
-
-@pytest.mark.parametrize("state", ["loaded", "loading"])
-def test_the_list_holds_the_model_with_a_tag_also_while_it_loads(state: str) -> None:
-    (model,) = sent(served(state=state), "GET", "/api/tags").json()["models"]
-    check_listed(model)
-    assert model["name"] == model["model"] == "smollm2-135m:latest"
-    assert model["capabilities"] == ["completion", "tools"]
-    assert model["details"]["parameter_size"] == "135M"
-
-
-def test_what_is_loaded() -> None:
-    (model,) = sent(served(), "GET", "/api/ps").json()["models"]
-    assert ollama.ProcessResponse.Model.model_validate(model).expires_at.year > 2200
-    assert model["context_length"] == 2048
-    assert sent(served(state="loading"), "GET", "/api/ps").json() == {"models": []}
-
-
-@pytest.mark.parametrize("field", ["model", "name"])
-@pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m:latest", "HuggingFaceTB/SmolLM2-135M-Instruct:latest"])
-def test_show(field: str, name: str) -> None:
-    found = sent(served(), "POST", "/api/show", {field: name}).json()
-    assert found["capabilities"] == ["completion", "tools"]
-    assert found["model_info"]["general.architecture"] == "llama"
-    assert found["model_info"]["general.basename"] == "smollm2-135m"
-    assert found["model_info"]["general.parameter_count"] == 134_515_008
-    assert found["model_info"]["llama.context_length"] == 2048
-    assert found["model_info"]["llama.embedding_length"] == 576
-    assert "num_ctx                        2048" in found["parameters"]
-    assert all(isinstance(found[name], str) for name in ("modelfile", "parameters", "template", "modified_at"))
-
-
-@pytest.mark.parametrize(
-    ("template", "supports", "word"),
-    [("{{ messages }}", True, True), ("{{ messages }}{{ tools }}", True, True), ("{{ messages }}", False, False)],
-)
-def test_the_template_has_the_word_tools_where_tools_work(template: str, supports: bool, word: bool) -> None:
-    found = sent(served(template=template, supports_tools=supports), "POST", "/api/show", {"model": ""}).json()
-    assert ("tools" in found["template"]) is word
-    assert ("tools" in found["capabilities"]) is word
-
-
-def test_a_model_that_thinks_says_so() -> None:
-    found = sent(served(thinks=True), "POST", "/api/show", {}).json()
-    assert found["capabilities"] == ["completion", "tools", "thinking"]
-
-
-def test_the_sdk_reads_all_there_is_to_know() -> None:
-    async def work(client: ollama.AsyncClient) -> None:
-        (listed,) = (await client.list()).models
-        (loaded,) = (await client.ps()).models
-        assert listed.model == loaded.model == "smollm2-135m:latest"
-        shown = await client.show(listed.model or "")
-        assert shown.capabilities == ["completion", "tools"]
-        assert shown.modelinfo is not None
-
-    with_sdk(served(), work)
-
-
-# Pull, and what clients may not do.
-
-
-def test_the_model_that_is_there_can_be_pulled() -> None:
-    streamed = sent(served(), "POST", "/api/pull", {"model": "smollm2-135m:latest"})
-    assert [json.loads(line)["status"] for line in streamed.content.splitlines()] == ["pulling manifest", "success"]
-    assert sent(served(), "POST", "/api/pull", {"name": "smollm2-135m", "stream": False}).json() == {
-        "status": "success"
-    }
-
-
-@pytest.mark.parametrize("path", ["/api/pull", "/api/show", "/api/chat", "/api/generate"])
-def test_another_model_is_not_found(path: str) -> None:
-    response = sent(served(), "POST", path, {"model": "llama3.2:latest"})
-    assert response.status_code == 404
-    assert response.json() == {"error": "no model 'llama3.2' is served here; there is smollm2-135m"}
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("DELETE", "/api/delete", 403),
-        ("POST", "/api/create", 403),
-        ("POST", "/api/copy", 403),
-        ("POST", "/api/push", 403),
-        ("POST", "/api/blobs/sha256:00", 403),
-        ("POST", "/api/embed", 501),
-        ("POST", "/api/embeddings", 501),
-    ],
-)
-def test_what_edgepp_does_not_do_is_refused_in_json(method: str, path: str, status: int) -> None:
-    response = sent(served(), method, path, {"model": "smollm2-135m"})
-    assert response.status_code == status
-    assert list(response.json()) == ["error"]
-
-
-# Chat.
+from tests.builders.ollama_lines import strict_lines
+from tests.builders.scripted_service import Step, answer
+from tests.unit.http_api.ollama_api.asking import CALL, call, question, sent, served, taken, with_sdk
 
 
 def test_a_chat_is_streamed_unless_the_client_wants_it_whole() -> None:
@@ -291,19 +121,6 @@ def test_tools_and_their_results_through_the_sdk() -> None:
         {"id": "call00100", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
     ]
     assert result == {"role": "tool", "content": "-3", "tool_call_id": "call00100", "name": "weather"}
-
-
-def taken(service: ScriptedService, *messages: dict[str, Any], **more: Any) -> list[Any]:
-    """The messages of the prompt that a chat makes."""
-    response = sent(service, "POST", "/api/chat", {"messages": list(messages), "stream": False, **more})
-    assert response.status_code == 200, response.text
-    prompt = service.request.prompt
-    assert isinstance(prompt, Conversation)
-    return list(prompt.messages)
-
-
-def call(name: str, arguments: Any, **more: Any) -> dict[str, Any]:
-    return {"function": {"name": name, "arguments": arguments}, **more}
 
 
 def test_results_belong_to_calls_in_order_unless_they_name_one() -> None:
@@ -448,63 +265,3 @@ def test_an_answer_that_fails_in_the_middle_ends_with_a_line_that_says_so() -> N
 async def _all(client: ollama.AsyncClient) -> list[ollama.ChatResponse]:
     messages = [{"role": "user", "content": "x"}]
     return [part async for part in await client.chat("smollm2-135m", messages, stream=True)]
-
-
-# Generate.
-
-
-def test_a_prompt_is_a_conversation_of_one_question() -> None:
-    service = served()
-    assert sent(service, "POST", "/api/generate", {"prompt": "Hi", "system": "Be brief."}).is_success
-    prompt = service.request.prompt
-    assert isinstance(prompt, Conversation)
-    assert list(prompt.messages) == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hi"},
-    ]
-
-
-def test_a_completion_is_streamed_unless_the_client_wants_it_whole() -> None:
-    lines = strict_lines(sent(served(), "POST", "/api/generate", {"prompt": "Hi"}).content, chat=False)
-    whole = sent(served(), "POST", "/api/generate", {"prompt": "Hi", "stream": False}).json()
-    assert "".join(line["response"] for line in lines) == whole["response"] == "Hello"
-    assert lines[-1]["context"] == whole["context"] == list(b"user: Hi\nHello")
-
-
-def test_a_raw_prompt_is_sent_as_it_is() -> None:
-    service = served()
-    whole = sent(service, "POST", "/api/generate", {"prompt": "Once", "raw": True, "stream": False}).json()
-    assert service.request.prompt == "Once"
-    assert "context" not in whole
-
-
-def test_the_tokens_of_an_earlier_answer_stand_before_the_prompt() -> None:
-    service = served()
-    body = {"prompt": "Hi", "context": [1, 2, 3], "stream": False}
-    whole = sent(service, "POST", "/api/generate", body).json()
-    assert service.request.prompt == (1, 2, 3, *b"user: Hi\n")
-    assert whole["context"] == [1, 2, 3, *b"user: Hi\nHello"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"suffix": "x"}, "suffix: this model fills no gaps in a text; leave out suffix"),
-        (
-            {"template": "{{ .Prompt }}"},
-            "template: this model takes no other template; write the prompt yourself and send raw: true",
-        ),
-        ({"images": ["aGk="]}, "this model does not support images (images)"),
-        ({"raw": True, "system": "x"}, "a raw prompt has no system and no context"),
-        ({"think": True}, '"smollm2-135m" does not support thinking'),
-    ],
-)
-def test_a_field_that_cannot_be_taken_is_refused_by_name(fields: dict[str, Any], sentence: str) -> None:
-    response = sent(served(), "POST", "/api/generate", {"prompt": "Hi", **fields})
-    assert response.status_code == 400
-    assert response.json() == {"error": sentence}
-
-
-@pytest.mark.parametrize("fields", [{"suffix": ""}, {"template": ""}, {"images": []}, {"context": []}, {"raw": False}])
-def test_an_empty_field_asks_for_nothing(fields: dict[str, Any]) -> None:
-    assert sent(served(), "POST", "/api/generate", {"prompt": "Hi", **fields}).status_code == 200

@@ -15,9 +15,9 @@ from starlette.routing import BaseRoute
 from starlette.types import Message
 
 from edgepp.http_api.anthropic_api import messages
-from edgepp.http_api.closing import closing
 from edgepp.http_api.collected_answer import collected
 from edgepp.http_api.generation import Started, TextDelta, ToolCallDelta
+from edgepp.http_api.iterator_closing import closing
 from edgepp.http_api.ollama_api import routes as ollama_routes
 from edgepp.http_api.openai_api import responses
 from edgepp.http_api.openai_api import routes as openai_routes

@@ -11,7 +11,7 @@ T = TypeVar("T", bound=AsyncIterator[Any])
 
 @asynccontextmanager
 async def closing(events: T) -> AsyncIterator[T]:
-    """``events``, closed at the end of the block if they can be, and not whenever memory is tidied up."""
+    """``events``, closed at the end of the block if they can be closed, instead of by garbage collection."""
     try:
         yield events
     finally:

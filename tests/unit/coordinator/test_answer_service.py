@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgepp.coordinator import answers, live_answers
-from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator import answer_service, live_answers
+from edgepp.coordinator.answer_service import AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
 from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.engine.request import GenerateOptions
@@ -167,7 +167,7 @@ def test_an_asker_that_cannot_be_reached_holds_no_slot(monkeypatch: pytest.Monke
 
     asked.answers.begin((b"r", 1), "ann", FORM, send)
     asked.quiet()
-    monkeypatch.setattr(answers.threading.Thread, "start", no_thread)
+    monkeypatch.setattr(answer_service.threading.Thread, "start", no_thread)
     with pytest.raises(EdgeppError, match="cannot answer more"):
         asked.ask()
     assert len(asked.live_answers) == 0

@@ -1,4 +1,4 @@
-"""Whether steps ahead pay for a sequence: how well the engine follows the tokens that the GPU draws. Pure."""
+"""The decision whether to compute a sequence one step ahead: by the drawn tokens that the engine confirmed. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ _MAX_NEEDED = 64
 
 
 @dataclass
-class Following:
-    """How well the engine follows the tokens that the GPU draws for one sequence."""
+class AheadPolicy:
+    """Policy for one sequence, by how often the engine draws the same tokens as the GPU."""
 
     drawn: int | None = None
     """The token behind the newest position; None if the GPU drew none."""
     in_turn: int = 0
     needed: int = 1
-    """Tokens in turn after which steps are computed ahead again; doubles with each dropped step."""
+    """Consecutive equal tokens after which steps are computed ahead again; doubles with each dropped step."""
 
     def take(self, token: int) -> bool:
-        """Note the engine's next ``token``; whether the step after it should be computed ahead."""
+        """Note the engine's next ``token``; returns whether the step after it should be computed ahead."""
         if self.drawn is not None:
             self.in_turn = self.in_turn + 1 if token == self.drawn else 0
         self.drawn = None

@@ -13,8 +13,8 @@ from zeroconf import Zeroconf
 from edgepp.cluster.discovery import mdns_responder
 from edgepp.cluster.discovery.mdns import Announcer
 from edgepp.cluster.identity import Identity, load_identity, new_cluster, node_id
-from edgepp.coordinator import copy_search
-from edgepp.coordinator.copy_search import CopySearch
+from edgepp.coordinator import duplicate_search
+from edgepp.coordinator.duplicate_search import DuplicateSearch
 from edgepp.errors import UsageError
 from edgepp.wire.address import Address
 from edgepp.wire.message_codec import encode, encode_payload
@@ -62,15 +62,15 @@ def nobody(_identity: Identity) -> Iterator[int]:
 @pytest.mark.parametrize("who", ["a copy", "another key", "nobody"])
 def test_only_a_proof_of_the_key_is_a_copy(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.setattr(mdns_responder, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
-    monkeypatch.setattr(copy_search, "_DISCOVER_S", PATIENCE_S)  # the search ends once the announcement is heard
-    monkeypatch.setattr(copy_search, "_CONNECT_S", PATIENCE_S if who == "a copy" else 1.0)
+    monkeypatch.setattr(duplicate_search, "_DISCOVER_S", PATIENCE_S)  # the search ends once the announcement is heard
+    monkeypatch.setattr(duplicate_search, "_CONNECT_S", PATIENCE_S if who == "a copy" else 1.0)
     own = load_identity()
     cluster = new_cluster(own)
     keys = KeyPair.generate()
     there = own if who == "a copy" else Identity(node_id(keys.public), "other", keys)
     with (nobody if who == "nobody" else answering)(there) as port:
         announcer = Announcer(cluster.id, own.node, "mini", port)
-        search = CopySearch(own, cluster)
+        search = DuplicateSearch(own, cluster)
         try:
             if who == "a copy":
                 with pytest.raises(UsageError, match=rf"another machine, at .*:{port}, already serves this cluster"):
@@ -84,6 +84,6 @@ def test_only_a_proof_of_the_key_is_a_copy(monkeypatch: pytest.MonkeyPatch, who:
 
 def test_a_search_that_is_given_up_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mdns_responder, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
-    monkeypatch.setattr(copy_search, "_DISCOVER_S", 10 * PATIENCE_S)  # the test would run into its limit
+    monkeypatch.setattr(duplicate_search, "_DISCOVER_S", 10 * PATIENCE_S)  # the test would run into its limit
     own = load_identity()
-    CopySearch(own, new_cluster(own)).close()
+    DuplicateSearch(own, new_cluster(own)).close()

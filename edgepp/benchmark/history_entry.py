@@ -1,4 +1,4 @@
-"""The entry of the history that a report becomes."""
+"""The entry of a report in the history of `edgepp bench`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgepp.plan.bench_history import HistoryEntry, Rate
 
 
 def entry(report: BenchmarkReport) -> HistoryEntry | None:
-    """What is kept of ``report``; None if it has no rate of one request."""
+    """The entry of ``report``; None if the report has no rate of one request."""
     if report.single is None:
         return None
     target, about = report.target, report.machine

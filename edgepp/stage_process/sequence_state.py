@@ -1,4 +1,4 @@
-"""State that a stage keeps beside the KV cache of a sequence, and that begins and ends with the sequence."""
+"""State per sequence that a stage keeps in addition to the KV cache, and that begins and ends with the sequence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Key: TypeAlias = tuple[int, int]
 V = TypeVar("V")
 
 
-class Companion(Protocol):
+class SequenceState(Protocol):
     """State per sequence; a ``ModelRunner`` calls these methods when a sequence is copied, freed or inherited."""
 
     def fork(self, source: Key, key: Key, length: int) -> None:
-        """Begin ``key`` with what belongs to the first ``length`` positions of ``source``."""
+        """Begin ``key`` with the state of the first ``length`` positions of ``source``."""
 
     def free(self, key: Key) -> None:
         """Forget a sequence; an unknown sequence is ignored."""

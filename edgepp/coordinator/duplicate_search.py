@@ -1,4 +1,4 @@
-"""The search for a copy of this coordinator: another machine whose ``EDGEPP_HOME`` was copied, and that serves too."""
+"""The search for a duplicate of this coordinator: a machine that serves with a copy of this one's ``EDGEPP_HOME``."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _DISCOVER_S = 1.0
 _CONNECT_S = 1.0
 
 
-class CopySearch:
-    """Searches the network for a coordinator that has this one's key, in a thread of its own.
+class DuplicateSearch:
+    """A search of the network for a coordinator that has this one's key, in a thread of its own.
 
-    To be checked before this coordinator listens: until then, whatever proves the key is another process. An
+    Call ``check`` before this coordinator listens: until then, a process that proves the key is another process. An
     announcement alone proves nothing, since it may be this coordinator's own from before a restart, or anybody's.
     """
 
     def __init__(self, identity: Identity, cluster: Cluster) -> None:
-        """Begin to search; it takes ``_DISCOVER_S`` seconds, and where it finds something ``_CONNECT_S`` more at most.
+        """Begin to search, for ``_DISCOVER_S`` seconds, and at most ``_CONNECT_S`` more where a machine is found.
 
-        Multicast DNS may not work; then a copy is not found.
+        Where multicast DNS does not work, a duplicate is not found.
         """
         self._identity, self._cluster = identity, cluster
         self._given_up = threading.Event()
         self._found: Address | None = None
-        self._thread = threading.Thread(target=self._run, name="copy-search", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="duplicate-search", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
         """Wait for the end of the search.
 
         Raises:
-            UsageError: A copy of this coordinator serves.
+            UsageError: a duplicate of this coordinator serves.
         """
         self._thread.join()
         if self._found is not None:
