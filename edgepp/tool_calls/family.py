@@ -20,7 +20,7 @@ _FUNCTION = re.compile(r"\s*([\w.:/-]+)>\s*(?=\{)")
 
 @dataclass(frozen=True)
 class WrittenCall:
-    """How a grammar writes calls: ``{name}`` stands for the name of a tool, and ``{arguments}`` for JSON."""
+    """Form in which a grammar writes calls: ``{name}`` stands for the name of a tool, ``{arguments}`` for JSON."""
 
     call: str
     before: str = ""
@@ -35,18 +35,18 @@ class Family:
     name: str
     written: WrittenCall
     marker: str = ""
-    """What begins calls; empty where JSON alone does."""
+    """Text that begins calls; empty where calls begin with their JSON."""
     closing: str = ""
     parse: Parse | None = None
-    """How calls between ``marker`` and ``closing`` are read once they are whole; None where they are JSON."""
+    """Reader of whole calls between ``marker`` and ``closing``; None where calls are JSON."""
     holds_json_calls: bool = True
     """Whether JSON between the markers is a call with name and arguments, whatever ``parse`` reads."""
     tags: WrittenTags | None = None
-    """How a grammar writes calls with tags around arguments, where it can; ``written`` is for the other calls."""
+    """Tags with which a grammar writes calls around arguments, where it can; ``written`` is for other calls."""
     named: re.Pattern[str] | None = None
-    """For calls as a name and JSON: what stands between marker and JSON."""
+    """Text between marker and JSON, for calls as a name and JSON."""
     headed: Heads | None = None
-    """For calls with a head of their own each, up to ``closing``."""
+    """Texts around arguments, for calls that each have a head, up to ``closing``."""
     is_fenced: bool = False
     """Whether the list of calls stands in a fence of Markdown."""
     wrappers: tuple[str, ...] = ()

@@ -31,9 +31,9 @@ from edgepp.tool_calls.tool_use import AnswerPart, Tool, ToolUse
 
 
 class AnswerParser(Protocol):
-    """Splits one answer into parts as it comes; joined, the parts do not depend on how the text was cut.
+    """Parser that splits one answer into parts as it comes; joined, the parts do not depend on the cuts of the text.
 
-    A call without ``CallEnded`` was cut, by the length or by the model itself: its arguments are half and mean nothing.
+    A call without ``CallEnded`` was cut, by the length or by the model itself, so that its arguments are incomplete.
     """
 
     def add(self, text: str) -> list[AnswerPart]:
@@ -47,19 +47,19 @@ class AnswerParser(Protocol):
         """The parts held back; call it once, at the end of the answer, whatever ended it.
 
         Raises:
-            EdgeppError: as of ``add``.
+            EdgeppError: the arguments of a call that has begun are not JSON.
         """
 
 
 class ToolFormat(Protocol):
-    """How one family of models reads tools and writes calls. Safe to share between answers."""
+    """Form in which one family of models reads tools and writes calls. Safe to share between answers."""
 
     @property
     def thinks(self) -> bool:
         """Whether the model writes reasoning before its answers."""
 
     def prepare(self, conversation: Conversation, tool_use: ToolUse) -> Conversation:
-        """What the chat template gets for ``conversation``: tools, and a history that the template accepts.
+        """The conversation for the chat template: with tools, and a history that the template accepts.
 
         Use it for every conversation, with tools or without.
         """
@@ -67,13 +67,13 @@ class ToolFormat(Protocol):
     def constraint(
         self, tool_use: ToolUse, prompt_end: str = "", answer: Constraint | None = None
     ) -> Constraint | None:
-        """What the whole answer is held to; None where the model may write anything.
+        """The constraint of the whole answer; None where the model may write anything.
 
         Args:
             tool_use: The tools, and whether they must be called.
-            prompt_end: What the template wrote behind the last message, ``EncodedPrompt.opening``: it may open the
+            prompt_end: The template's text behind the last message, ``EncodedPrompt.opening``, which may open the
                 reasoning, or close an empty one.
-            answer: What the text of the answer must match besides calls and reasoning, such as a JSON schema.
+            answer: The constraint of the text besides calls and reasoning, such as a JSON schema.
 
         Raises:
             UsageError: a grammar cannot hold the arguments of a tool to its schema; the sentence names the tool.
@@ -91,8 +91,8 @@ def format_of(
     Args:
         template: The text of the chat template; None for a model without one.
         special_tokens: Id by text of the tokens that ``tokenizer.json`` marks as special: a grammar names these by id.
-        render: Renders by the template, to find out what it refuses: ten short conversations are tried at the first use
-            of the form besides ``thinks``, which blocks meanwhile.
+        render: Renders by the template, to learn what the template refuses: the first use of the form besides
+            ``thinks`` tries ten short conversations, and blocks meanwhile.
     """
     text = template or ""
     special = dict(special_tokens or {})

@@ -44,7 +44,7 @@ class _Rules:
     """The expression of that terminal."""
 
     def add(self, name: str, body: str) -> str:
-        """Add a rule; its name."""
+        """Add a rule; returns its name."""
         self.lines.append(f"{name}: {body}")
         return name.partition("[")[0]
 
@@ -66,7 +66,7 @@ def constraint_of(
     prompt_end: str,
     special_tokens: Mapping[str, int],
 ) -> Constraint | None:
-    """What an answer is held to; None if it is free.
+    """The constraint of an answer; None if the answer is free.
 
     Raises:
         UsageError: a tool has a schema that cannot be held, or ``answer`` cannot stand beside tools or reasoning.
@@ -107,7 +107,7 @@ def callable_tools(tool_use: ToolUse) -> tuple[Tool, ...]:
 
 
 def is_held(tool_use: ToolUse) -> bool:
-    """Whether the client asks for what only a grammar can promise."""
+    """Whether the client asks for calls or arguments that only a grammar can guarantee."""
     return tool_use.choice == "required" or not tool_use.parallel or any(tool.strict for tool in tool_use.tools)
 
 
@@ -156,7 +156,7 @@ def _has_marker(family: Family) -> bool:
 def _calls(
     rules: _Rules, family: Family, tool_use: ToolUse, tools: Sequence[Tool], is_behind_marker: bool = False
 ) -> str:
-    """Add rules for one or more calls, without their first marker if that ``is_behind`` already; the rule's name."""
+    """Add rules for one or more calls, without the first marker if ``is_behind_marker``; returns the rule's name."""
     written, skipped = family.written, len(family.marker) if is_behind_marker else 0
     demanded = tool_use.choice == "required"
     calls, first = [], []
@@ -176,7 +176,7 @@ def _calls(
 
 
 def _one_call(rules: _Rules, family: Family, tool: Tool, schema: str, index: int) -> tuple[str, str]:
-    """Add rules for a call of one tool: the text in front of the arguments, and the terms from there on."""
+    """Add rules for a call of one tool; returns the text in front of the arguments, and the terms from there on."""
     tagged = arguments_of(schema) if family.tags is not None else None
     if family.tags is not None and tagged is not None and not _spells_special(rules, tagged):
         arguments = [_tagged(rules, family.tags, tool, one, f"{index}_{at}") for at, one in enumerate(tagged)]
@@ -199,7 +199,7 @@ def _schema_of(tool: Tool, schema: str) -> str:
 
 
 def _tagged(rules: _Rules, tags: WrittenTags, tool: Tool, argument: TaggedArgument, place: str) -> str:
-    """Add rules for an argument between tags; the term for it."""
+    """Add rules for an argument between tags; returns the term of the argument."""
     tag = tags.argument.replace("{is_text}", "false" if argument.texts is None else "true")
     before, after = rules.literal(tag.replace("{key}", argument.key)), rules.literal(tags.argument_end)
     if argument.texts is None:
@@ -214,7 +214,7 @@ def _tagged(rules: _Rules, tags: WrittenTags, tool: Tool, argument: TaggedArgume
 
 
 def _reasoning(rules: _Rules, thinking: ThinkingMarkers, begins: Beginning) -> str:
-    """Add rules for the reasoning in front of the answer; the terms for it."""
+    """Add rules for the reasoning in front of the answer; returns the terms of the reasoning."""
     if begins == "closed":
         return ""
     rules.add("WHITE", r"/\s{0,8}/")
@@ -229,7 +229,7 @@ def _reasoning(rules: _Rules, thinking: ThinkingMarkers, begins: Beginning) -> s
 
 
 def _embedded(answer: Constraint) -> str:
-    """The body of a rule for what the text of an answer must match."""
+    """The body of a rule for the text of an answer that must match ``answer``."""
     if answer.kind == "json":
         return f"%json {_spaced({'type': 'object'})}"
     if answer.kind == "regex":
@@ -253,10 +253,10 @@ def _spaced(schema: Mapping[str, Any]) -> str:
 
 
 def _without(*texts: str) -> str:
-    """An expression for all that holds none of ``texts``."""
+    """An expression for all texts that contain none of ``texts``."""
     return rf"~/(?s:.*)({'|'.join(_escaped(re.escape(one)) for one in texts)})(?s:.*)/"
 
 
 def _escaped(expression: str) -> str:
-    """A regular expression as it stands between slashes."""
+    """A regular expression, escaped to stand between slashes."""
     return _SLASH.sub(lambda found: "\\/" if found[0] == "/" else found[0], expression).replace("\n", "\\n")

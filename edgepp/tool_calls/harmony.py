@@ -99,6 +99,6 @@ class HarmonyParser:
             parts.append(Reasoning(text) if self._is_reasoning else Text(text))
 
     def _show_head(self, parts: list[AnswerPart]) -> None:
-        """Take for text what is no head: the model left it out."""
+        """Pass on held text that is not a head as text, since the model left the head out."""
         parts.append(Text(self._head or ""))
         self._head, self._is_reasoning, self._call = None, False, None

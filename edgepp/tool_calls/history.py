@@ -26,7 +26,7 @@ class _Waiting:
         return str(self.call["function"].get("name", ""))
 
     def is_for(self, result: Mapping[str, Any]) -> bool:
-        """Whether ``result`` is of this call: by its id, else by its name, else because it comes next."""
+        """Whether ``result`` is of this call: by the result's id, else by its name, else because it comes next."""
         if result.get("tool_call_id"):
             return bool(self.call["id"] == result["tool_call_id"])
         return not result.get("name") or result["name"] == self.name
@@ -43,7 +43,7 @@ def rewritten(
 
     Args:
         messages: The conversation; ``arguments`` of calls may be JSON text.
-        limits: What the template does not take.
+        limits: The limits of the template.
         tools: Whether tools are rendered.
         write: Writes calls as text, for a template that does not render them; None where it does.
         keep_results: Whether results stay messages of their own beside calls that are text; else they are a user's.

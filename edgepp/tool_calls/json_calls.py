@@ -29,7 +29,7 @@ class Arguments(Reader):
         self._name = name
         self._begun = self._ended = False
         self._broken: EdgeppError | None = None
-        """Why the arguments are not JSON, raised behind the parts that came before."""
+        """The fault of arguments that are not JSON, raised after the parts before the fault."""
         self._arguments = JsonObjectStream()
         self._tail = JsonObjectStream.after_a_value() if in_object else None
 
@@ -185,7 +185,7 @@ class JsonCalls(CallsReader):
         return found
 
     def _between(self, text: str, parts: list[AnswerPart]) -> str:
-        """Read the text between calls; the text from the next call on."""
+        """Read the text between calls; returns the text from the next call on."""
         text, self._waiting = self._waiting + text, ""
         allowed = " \t\r\n,;]}" if self._called else " \t\r\n["
         end = next((at for at, character in enumerate(text) if character not in allowed), len(text))
@@ -208,7 +208,7 @@ class JsonCalls(CallsReader):
 
 
 def interpreted(value: Any, names: tuple[str, ...]) -> Call | None:
-    """The call that a JSON value means; None if it is no call of one of ``names``."""
+    """The call that a JSON value means; None if the value is no call of one of ``names``."""
     if not isinstance(value, dict):
         return None
     function = value.get("function")
@@ -240,7 +240,7 @@ def named_objects(text: str) -> list[Call] | None:
 
 
 def _read_head(text: str, names: tuple[str, ...]) -> tuple[str, int] | str:
-    """What the beginning of an object says: the name and the place of the arguments, "text", "hold" or "unknown"."""
+    """The name and the place of the arguments, by the beginning of an object; else "text", "hold" or "unknown"."""
     name = ""
     at = 1
     while True:
@@ -283,7 +283,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _string(text: str, at: int, allowed: tuple[str, ...] | None) -> tuple[str, int, str]:
-    """The string at ``at`` and where it ends, and "string", "text" if it is none of ``allowed``, or "unknown"."""
+    """The string at ``at``, the index of its end, and "string", "text" if it is none of ``allowed``, or "unknown"."""
     if at == len(text):
         return "", at, "unknown"
     found = _STRING.match(text, at)

@@ -65,8 +65,8 @@ class NamedCalls(Reader):
         Args:
             names: The tools that may be called.
             opening: The text in front, already read, which is text too if no call follows.
-            head: What stands in front of the arguments; its first group is the name.
-            closing: What stands behind each call's arguments.
+            head: The text in front of the arguments; its first group is the name.
+            closing: The text behind each call's arguments.
         """
         self._names = names
         self._gap = opening

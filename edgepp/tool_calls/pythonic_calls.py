@@ -79,7 +79,7 @@ class PythonicCalls(CallsReader):
         return []
 
     def _no_call(self, text: str) -> list[AnswerPart]:
-        """Give back text that begins no call; all but its first character is looked at again."""
+        """Give back text that begins no call; all but its first character is read again."""
         if self._opening:
             return self._release("", text)
         return self._release(text[:1], text[1:])
@@ -90,7 +90,7 @@ class PythonicCalls(CallsReader):
 
 
 def parse(text: str, names: tuple[str, ...]) -> list[Call] | None:
-    """The calls in ``text``; None if it is not one call or a list of calls of ``names``."""
+    """The calls in ``text``; None if the text is not one call or a list of calls of ``names``."""
     reader = _Values(text)
     try:
         calls = reader.calls()
@@ -117,7 +117,7 @@ def _known(name: str, names: tuple[str, ...]) -> str | None:
 
 
 def _begins(text: str, names: tuple[str, ...]) -> tuple[bool, bool]:
-    """Whether a call begins in ``text``, and whether it may still."""
+    """Whether a call begins in ``text``, and whether a call may begin with more text."""
     head = text.lstrip().removeprefix("[").lstrip()
     if not head:
         return False, len(text) < _MAX_HEAD
@@ -132,7 +132,7 @@ def _begins(text: str, names: tuple[str, ...]) -> tuple[bool, bool]:
 
 
 class _BracketScanner:
-    """Finds where the outermost bracket closes, in pieces of text."""
+    """Search for the end of the outermost bracket, in pieces of text."""
 
     def __init__(self) -> None:
         self.found = False
@@ -166,7 +166,7 @@ class _BracketScanner:
 
 
 class _NotPythonError(ValueError):
-    """The text has not the form of calls."""
+    """The text does not have the form of calls."""
 
 
 class _Values:

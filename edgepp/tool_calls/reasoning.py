@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from edgepp.tool_calls.tool_use import Reasoning, Text
 
 _MAX_WHITE = 1024
-"""White space that is held back at most, since it is dropped in front of a marker and behind it."""
+"""Limit of held-back white space, which is dropped in front of a marker and behind it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ AnswerPart: TypeAlias = Text | Reasoning
 
 
 def markers_of(template: str, special_tokens: Collection[str] = ()) -> ThinkingMarkers | None:
-    """The markers that a model with this template thinks between; None for a model that does not think."""
+    """The markers around the reasoning of a model with this template; None for a model that does not think."""
     for markers in MARKERS:
         if markers.begin in template or markers.end in template:
             return markers
@@ -51,7 +51,7 @@ Beginning: TypeAlias = Literal["open", "possible", "closed"]
 
 
 def beginning(markers: ThinkingMarkers | None, prompt_end: str) -> Beginning:
-    """Where an answer begins whose prompt ends so: templates may open the reasoning, or close an empty one."""
+    """Beginning of an answer to a prompt that ends with ``prompt_end``, which may open or close the reasoning."""
     end = prompt_end.rstrip()
     if markers is None or end.endswith(markers.end):
         return "closed"
@@ -59,9 +59,9 @@ def beginning(markers: ThinkingMarkers | None, prompt_end: str) -> Beginning:
 
 
 class ReasoningSplitter:
-    """Splits an answer into reasoning, if it begins with it, and the text of the answer.
+    """Splitter of an answer into the reasoning at its beginning, if any, and its text.
 
-    White space around the markers is dropped. Without its second marker, all of the answer is reasoning.
+    White space around the markers is dropped. An answer that never closes its reasoning is reasoning as a whole.
     """
 
     def __init__(self, markers: ThinkingMarkers | None, begins: Beginning) -> None:

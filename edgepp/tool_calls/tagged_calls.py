@@ -21,14 +21,14 @@ class TaggedForm:
     """The tags of one family."""
 
     call: re.Pattern[str]
-    """What begins a call; its first group is the name."""
+    """Text that begins a call; its first group is the name."""
     argument: re.Pattern[str]
-    """What begins an argument; its first group is the key, its second, if any, ``true`` for text as it stands."""
+    """Text that begins an argument; its first group is the key, its second, if any, ``true`` for text as it stands."""
     argument_end: str
     call_end: str = ""
-    """What ends a call; empty if the end of the text does."""
+    """Text that ends a call; empty if the end of the text ends it."""
     json_object: re.Pattern[str] | None = None
-    """What may stand in place of all arguments; its first group is their JSON."""
+    """Text that may stand in place of all arguments; its first group is their JSON."""
 
     def parse(self, text: str, tools: Mapping[str, Tool]) -> list[Call] | None:
         """The calls in ``text``, in time linear in its length; None if the text is not whole calls and nothing else."""

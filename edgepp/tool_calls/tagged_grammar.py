@@ -1,4 +1,4 @@
-"""How a grammar writes calls whose arguments stand between tags: strings as they are, other values as JSON."""
+"""Grammar of calls whose arguments stand between tags: strings as they are, other values as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TaggedArgument:
     key: str
     is_required: bool
     texts: tuple[str, ...] | None = None
-    """The texts that it may be; none for any text; None for JSON."""
+    """The texts that the argument may be; empty for any text; None for JSON."""
     schema: str = ""
     """The schema of JSON."""
 

@@ -1,4 +1,4 @@
-"""What a chat template refuses, drops or moves, found by rendering short conversations, or in its text."""
+"""Parts of a conversation that a chat template refuses, drops or moves, found by rendering short conversations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONG_ID, _SHORT_ID = "call_fruit_1", "fruit1234"
 
 @dataclass(frozen=True)
 class TemplateLimits:
-    """What a template does not take as it is."""
+    """Parts of a conversation that a template does not render as they are."""
 
     late_system: bool = False
     """A system message behind the beginning: refused, dropped, or moved to the front."""
@@ -59,7 +59,7 @@ class TemplateLimits:
 
     @classmethod
     def of(cls, template: str, render: Render | None = None) -> TemplateLimits:
-        """The limits of a template; ``render`` renders by it, and without ``render`` its text must do."""
+        """The limits of a template, by renderings of ``render``; without ``render``, by the text of the template."""
         if render is None:
             return cls._read(template)
         if _shows(render, [_user("apple")], "apple"):
