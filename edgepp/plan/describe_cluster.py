@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -220,7 +219,8 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
 def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:
     """The node by the times of its loaded stages, if all were timed.
 
-    The layers' overhead is the time of a decode step beyond reading the weights at the probe's rate, or beyond the
+    The times are those that the newest steps took, once there were some, without the reading of keys and values. The
+    layers' overhead is the time of a decode step beyond reading the weights at the probe's rate, or beyond the
     arithmetic of one row if that takes longer. The output head has no such overhead.
     """
     stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
@@ -229,10 +229,13 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     if not stages or not all(stage["decode_s"] and stage["prefill_tokens_per_s"] for stage in stages):
         return node
     layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)
-    decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
-    token_s = sum(1 / stage["prefill_tokens_per_s"] for stage in stages)
     machine = node.machine
-    stream_bytes_per_s = max(machine.stream_bytes_per_s, layers * size.layer_bytes / decode_s)
+    step_s = sum(stage["decode_s"] for stage in stages)
+    positions = sum((stage["layers"][1] - stage["layers"][0]) * stage.get("decode_position", 0) for stage in stages)
+    kv_bytes = positions * size.kv_bytes / machine.efficiency.kv
+    stream_bytes_per_s = max(machine.stream_bytes_per_s, (layers * size.layer_bytes + kv_bytes) / step_s)
+    decode_s = step_s - kv_bytes / stream_bytes_per_s
+    token_s = sum(1 / stage["prefill_tokens_per_s"] for stage in stages)
     weights_s, chunk = layers * size.layer_bytes / stream_bytes_per_s, machine.chunk
     row_s = (chunk * token_s - (decode_s - weights_s)) / chunk
     if row_s > weights_s:

@@ -52,7 +52,7 @@ def test_a_live_cluster_is_what_its_nodes_measured() -> None:
 
 def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     """Two stages of 15 layers in 10 ms each, of which the probe explains 1.5 ms; at 300 token/s each in prefill."""
-    timed: dict[str, Any] = {"decode_s": 0.02, "stage_s": 0.01, "prefill_tokens_per_s": 300.0}
+    timed: dict[str, Any] = {"decode_s": 0.01, "prefill_tokens_per_s": 300.0}
     status: dict[str, Any] = {
         "coordinator": "a",
         "nodes": [live_node("a", roles=["coordinator"], layers=[[0, 15], [15, 30]], stage_slots=2), live_node("b")],
@@ -75,6 +75,25 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     assert b.machine.stream_bytes_per_s == 1e10
     status["stages"][0]["prefill_tokens_per_s"] = None
     assert describe.from_status(status, size).nodes[0].machine.stream_bytes_per_s == 1e10
+
+
+@pytest.mark.parametrize("probe", [3e8, 2e9, 1e10])
+def test_steps_at_a_position_are_predicted_as_they_were_measured(probe: float) -> None:
+    """Whatever the probe said: 30 layers in 20 ms at position 500, of which reading keys and values takes a part."""
+    status: dict[str, Any] = {
+        "coordinator": "a",
+        "nodes": [live_node("a", roles=["coordinator"], layers=[[0, 30]], stream_bytes_per_s=probe)],
+        "stages": [
+            live_stage("a", layers=[0, 30], decode_s=0.02, decode_position=500, prefill_tokens_per_s=100.0),
+        ],
+    }
+    size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=2000, layer_flops=10**5)
+    [a] = describe.from_status(status, size).nodes
+    model = Model("m", size, head_bytes=0, head_flops=0, attention_flops=0, context=4096)
+    stages = [Stage(a.machine, LayerRange(0, 30))]
+    found = predict(model, stages, {}, Workload(prompt=450, answer=100, requests=(1,), chunk=64)).one
+    assert sum(stage.busy_s for stage in found.stages) == near(0.02, rel=1e-3)
+    assert found.stages[0].kv_s > 0.001
 
 
 @pytest.mark.parametrize(("memory", "slots"), [(2 * 10**9, 1), (2 * 10**9, 2), (10**9, 3)])
