@@ -9,6 +9,7 @@ import pytest
 
 from edgepp.cluster.discovery import network_paths
 from edgepp.cluster.discovery.network_interfaces import Interface
+from edgepp.wire import link_rate
 from edgepp.wire.address import Address
 from edgepp.wire.link_rate import Echoes
 from tests.waiting import PATIENCE_S
@@ -22,7 +23,7 @@ _INTERFACES = (
 def two_networks(monkeypatch: pytest.MonkeyPatch) -> dict[Address, Echoes]:
     """Let every choice of a path see both networks; returns what is measured from now on, by address."""
     measured: dict[Address, Echoes] = {}
-    measure = network_paths.measure_link
+    measure = link_rate.measure_link
 
     def noted(link: Any, *rest: Any) -> Echoes | None:
         found = measure(link, *rest)
