@@ -7,8 +7,8 @@ runs. Steps show its speed again and again. The engine thread adds them; any thr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Iterable, Sequence
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 _NEWEST_DECODES, _NEWEST_CHUNKS = 64, 16
@@ -23,11 +23,11 @@ class StageSpeed(NamedTuple):
     """What steps show of one stage; None where too few have run."""
 
     decode_s: float | None
-    """Seconds of computing of a step of one row, the median of the newest ones."""
+    """Seconds of computing of a step of one row, the mean of the newest ones but for pauses."""
     position: int
     """Positions that the sequences of these steps held, the median."""
     prefill_s: float | None
-    """Seconds of computing per token of a prompt's chunk, the median of the newest ones."""
+    """Seconds of computing per token of a prompt's chunk, likewise."""
 
     def to_json(self) -> dict[str, Any]:
         """The known values, as fields of a stage in the cluster's status."""
@@ -64,9 +64,15 @@ class StageSpeeds:
         position = int(median(at for at, _ in decodes)) if known else 0
         return tuple(
             StageSpeed(
-                median(seconds[stage] for _, seconds in decodes) if known else None,
+                _typical(seconds[stage] for _, seconds in decodes) if known else None,
                 position,
-                median(seconds[stage] / rows for rows, seconds in chunks) if chunks else None,
+                _typical(seconds[stage] / rows for rows, seconds in chunks) if chunks else None,
             )
             for stage in range(self._num_stages)
         )
+
+
+def _typical(seconds: Iterable[float]) -> float:
+    """The mean without the slowest sixteenth: a machine that sleeps for once is no slower, a shared one always is."""
+    ordered = sorted(seconds)
+    return fmean(ordered[: len(ordered) - len(ordered) // 16])

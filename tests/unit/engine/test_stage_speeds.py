@@ -22,7 +22,7 @@ def test_the_newest_steps_count_and_a_pause_of_the_machine_does_not() -> None:
         speeds.add(1, position, (0.05, 0.08) if position < 100 else (0.01, 0.02), decodes=True)
     speeds.add(1, 200, (9.0, 0.02), decodes=True)
     speeds.add(4, 200, (1.0, 1.0), decodes=True)  # guesses in one step
-    for rows, seconds in ((64, (0.64, 1.28)), (40, (0.4, 0.8)), (64, (5.0, 5.0))):
+    for rows, seconds in (*[(64, (0.64, 1.28)), (40, (0.4, 0.8))] * 8, (64, (5.0, 5.0))):
         speeds.add(rows, rows, seconds, decodes=False)
     one, other = speeds.read()
     assert (one.decode_s, other.decode_s) == (0.01, 0.02)
