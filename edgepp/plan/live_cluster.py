@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgepp.backend.device import GPUS
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
-from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed, ModelSize
+from edgepp.placement.groups import sum_cost
+from edgepp.placement.types import UNKNOWN_LINK, Links, LinkSpeed, ModelSize, sum_over, sums_s
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.describe_cluster import FLOPS_PER_S, MEMORY_BYTES_PER_S, cluster_of, either_way
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
@@ -35,7 +36,8 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
         names = _unique([(str(node["name"]), str(node["node"])) for node in present])
         nodes = [_live_node(node, names[node["node"]]) for node in present]
         if running is not None:
-            nodes = [_timed(node, live, status, running) for node, live in zip(nodes, present, strict=True)]
+            by_id = _live_sums(status, {node["node"]: str(node["node"]) for node in present})
+            nodes = [_timed(node, live, status, running, by_id) for node, live in zip(nodes, present, strict=True)]
         links = _live_links(status, names)
         sums = _live_sums(status, names)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -75,30 +77,31 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
     return Node(machine, memory, f"measured, {node['backend']} on {node['device']}", pinned)
 
 
-def _timed(node: Node, live: Mapping[str, Any], status: Mapping[str, Any], size: ModelSize) -> Node:
+def _timed(node: Node, live: Mapping[str, Any], status: Mapping[str, Any], size: ModelSize, sums: Links) -> Node:
     """The node by the times of its loaded stages, if all were timed, and the coordinator by those of the output head.
+
+    ``sums`` has the cost of a sum over two nodes, by their ids.
 
     The times are those that the newest steps took, once there were some, without the reading of keys and values. The
     layers' overhead is the time of a decode step beyond reading the weights at the probe's rate, or beyond the
     arithmetic of one row if that takes longer. The output head has no such overhead.
     """
-    trip = status.get("trip")
-    if "coordinator" in live["roles"] and trip and trip["tokens_per_step"] <= _ONE_ROW:
+    trip, last = status.get("trip"), status["stages"][-1:]
+    has_head = "coordinator" in live["roles"] and not any(stage.get("has_head") for stage in last)
+    if has_head and trip and trip["tokens_per_step"] <= _ONE_ROW:
         reached = replace(node.machine.efficiency, head_s=float(trip["head_s"]))
         node = replace(node, machine=replace(node.machine, efficiency=reached))
-    stages = [stage for stage in status["stages"] if stage["node_id"] == live["node"]]
-    if any(stage.get("ranks") for stage in stages):
-        return node  # their times are those of all machines that share the layers
+    stages = [stage for stage in status["stages"] if live["node"] in _nodes_of(stage)]
     if not stages or not all(stage["decode_s"] and stage["prefill_tokens_per_s"] for stage in stages):
         return node
-    layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)
     machine = node.machine
-    step_s = sum(stage["decode_s"] for stage in stages)
-    positions = sum((stage["layers"][1] - stage["layers"][0]) * stage.get("decode_position", 0) for stage in stages)
-    kv_bytes = positions * size.kv_bytes / machine.efficiency.kv
+    parts = [_Part.of(stage, str(live["node"]), machine, size, sums) for stage in stages]
+    layers, step_s, token_s = (
+        sum(values) for values in zip(*((p.layers, p.decode_s, p.token_s) for p in parts), strict=True)
+    )
+    kv_bytes = sum(part.positions for part in parts) * size.kv_bytes / machine.efficiency.kv
     stream_bytes_per_s = max(machine.stream_bytes_per_s, (layers * size.layer_bytes + kv_bytes) / step_s)
     decode_s = step_s - kv_bytes / stream_bytes_per_s
-    token_s = sum(1 / stage["prefill_tokens_per_s"] for stage in stages)
     weights_s, chunk = layers * size.layer_bytes / stream_bytes_per_s, machine.chunk
     row_s = (chunk * token_s - (decode_s - weights_s)) / chunk
     if row_s > weights_s:
@@ -113,6 +116,42 @@ def _timed(node: Node, live: Mapping[str, Any], status: Mapping[str, Any], size:
         contention=1.0,  # each stage was timed with its own cores
     )
     return replace(node, machine=machine, source=f"{node.source} with this model")
+
+
+class _Part(NamedTuple):
+    """What one node has of a stage: as many layers, also a part of one, and the seconds that they take it alone."""
+
+    layers: float
+    positions: float
+    """Positions of one layer whose keys and values a decode step reads."""
+    decode_s: float
+    token_s: float
+
+    @classmethod
+    def of(cls, stage: Mapping[str, Any], node: str, machine: Machine, size: ModelSize, sums: Links) -> _Part:
+        """The part of the node with this id.
+
+        Ranks wait for each other, so each takes the time of the stage, less that of sums and of a shared head.
+        """
+        layers, ranks = stage["layers"][1] - stage["layers"][0], stage.get("ranks") or ()
+        decode_s, token_s, share = float(stage["decode_s"]), 1 / stage["prefill_tokens_per_s"], 1.0
+        nodes = sorted(_nodes_of(stage))
+        if stage.get("has_head") and "decode_position" in stage:
+            decode_s *= layers * size.layer_bytes / (layers * size.layer_bytes + size.head_bytes)
+        if len(nodes) > 1:
+            cost = sum_cost(sums, nodes) or sum_over(UNKNOWN_LINK)
+            share = sum(rank["weight"] for rank in ranks if rank["node_id"] == node) / sum(r["weight"] for r in ranks)
+            apart_s = [
+                layers * (sums_s(size, cost, rows, len(nodes)) + 2 * machine.efficiency.half_s) / rows
+                for rows in (1, machine.chunk)
+            ]
+            decode_s, token_s = max(decode_s / 4, decode_s - apart_s[0]), max(token_s / 4, token_s - apart_s[1])
+        return cls(share * layers, share * layers * stage.get("decode_position", 0), decode_s, token_s)
+
+
+def _nodes_of(stage: Mapping[str, Any]) -> set[str]:
+    """Ids of the nodes that have a part of a stage."""
+    return {str(rank["node_id"]) for rank in stage.get("ranks") or ()} or {str(stage["node_id"])}
 
 
 def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:

@@ -11,7 +11,7 @@ from edgepp.layers import LayerRange
 from edgepp.placement.costs import memory_needed
 from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed, ModelSize
 from edgepp.plan.live_cluster import from_status
-from edgepp.plan.machines import Model, Stage, Workload
+from edgepp.plan.machines import Model, Stage, Workload, shared_machine
 from edgepp.plan.predict import predict
 from tests.builders.members import live_node, live_stage
 from tests.unit.coordinator.planned_cluster import HERE, MINI
@@ -94,6 +94,30 @@ def test_steps_at_a_position_are_predicted_as_they_were_measured(probe: float) -
     found = predict(model, stages, {}, Workload(prompt=450, answer=100, requests=(1,), chunk=64)).one
     assert sum(stage.busy_s for stage in found.stages) == near(0.02, rel=1e-3)
     assert found.stages[0].kv_s > 0.001
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (3, 1)])
+def test_ranks_on_two_machines_are_predicted_as_they_were_measured(weights: tuple[int, int]) -> None:
+    """30 layers in 20 ms a row and 5 ms per token of a prompt, 6 ms of a row in sums."""
+    ranks = [{"node_id": name * 8, "weight": weight} for name, weight in zip("ab", weights, strict=True)]
+    status: dict[str, Any] = {
+        "coordinator": "a",
+        "nodes": [live_node("a", roles=["coordinator"], half_s=1e-5), live_node("b", half_s=1e-5)],
+        "stages": [
+            live_stage("a", layers=[0, 30], decode_s=0.02, decode_position=0, prefill_tokens_per_s=200.0, ranks=ranks)
+        ],
+        "sums": [{"node_ids": ["a" * 8, "b" * 8], "latency_s": 1e-4, "bytes_per_s": 1e9}],
+    }
+    size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=2000, layer_flops=10**6)
+    cluster = from_status(status, size)
+    [cost] = cluster.sums.values()
+    shares = [weight / sum(weights) for weight in weights]
+    group = Stage(shared_machine([node.machine for node in cluster.nodes], shares, cost), LayerRange(0, 30))
+    model = Model("m", size, head_bytes=0, head_flops=0, attention_flops=0, context=4096)
+    found = predict(model, [group], {}, Workload(prompt=64, answer=1, requests=(1,), chunk=64))
+    assert found.one.stages[0].sums_s == near(0.006, rel=0.03)
+    assert found.one.stages[0].busy_s - found.one.stages[0].kv_s == near(0.02, rel=0.01)
+    assert found.prefill.stages[0].busy_s - found.prefill.stages[0].kv_s == near(64 * 0.005, rel=0.02)
 
 
 @pytest.mark.parametrize(("tokens_per_step", "measured"), [(1.0, True), (0.6, True), (2.0, False)])
