@@ -23,7 +23,7 @@ from bench.toolkit.script import Result, ScriptArguments, say, script
 from bench.toolkit.two_hosts import TwoHosts, two_hosts
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import split_evenly
-from edgepp.plan.layout import ClusterQuestion
+from edgepp.plan.layout import ClusterQuestion, make_layout
 from edgepp.plan.live_cluster import from_status
 from edgepp.plan.machines import Workload
 from edgepp.plan.planned_model import read_model
@@ -105,15 +105,14 @@ def _way_of(status: dict[str, Any]) -> str:
 
 
 def _predicted(status: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """What `edgepp plan` predicts of each way on a live cluster."""
+    """What `edgepp plan` predicts of each way on a live cluster; of a machine alone, of that one way."""
     model = read_model(options.model)
     question = ClusterQuestion(model, Workload(options.prompt_tokens, options.gen, (1,)), context=status["context"])
+    cluster = from_status(status, model.size)
+    layouts = {way.name: way.layout for way in ways(question, cluster)} or {"one": make_layout(question, cluster)}
     return {
-        way.name: {
-            "decode_tokens_per_s": 1 / way.layout.prediction.one.tpot_s,
-            "ttft_s": way.layout.prediction.prefill.ttft_s,
-        }
-        for way in ways(question, from_status(status, model.size))
+        name: {"decode_tokens_per_s": 1 / found.prediction.one.tpot_s, "ttft_s": found.prediction.prefill.ttft_s}
+        for name, found in layouts.items()
     }
 
 
