@@ -4,8 +4,9 @@
     sudo python -m bench.shaped_tensor --delays 0.1,0.5 --mbit 1000 --rounds 3
 
 Two network namespaces are two machines with real `edgepp serve` and `edgepp join`. For each delay (one way) a cluster
-with --policy speed says what its planner chose and what `edgepp plan` predicts of it; then each way is measured with a
-cluster of its own. Needs Linux, root, /dev/net/tun, and the ip and tc commands. METHODOLOGY.md defines the numbers.
+with --policy speed says what its planner chose and, after a few answers, what `edgepp plan` predicts; then each way is
+measured with a cluster of its own, which predicts itself after these answers. Needs Linux, root, /dev/net/tun, and the
+ip and tc commands. METHODOLOGY.md defines the numbers.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from bench.toolkit.script import Result, ScriptArguments, say, script
 from bench.toolkit.two_hosts import TwoHosts, two_hosts
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import split_evenly
-from edgepp.plan.describe_cluster import from_status
-from edgepp.plan.layout import ClusterQuestion
+from edgepp.plan.layout import ClusterQuestion, make_layout
+from edgepp.plan.live_cluster import from_status
 from edgepp.plan.machines import Workload
 from edgepp.plan.planned_model import read_model
 from edgepp.plan.ways import ways
@@ -33,6 +34,8 @@ MAX_WORSE = 0.05
 """Part by which what the planner chose may measure worse than the best way."""
 MAX_WRONG = 0.10
 """Part by which a prediction may differ from what is measured."""
+_ANSWERS_BEFORE = 2
+"""Answers before a prediction."""
 
 
 def parse() -> argparse.Namespace:
@@ -69,7 +72,9 @@ def _link(options: argparse.Namespace, delay_ms: float, layers: int) -> dict[str
         with hosts.cluster(("--policy", "speed"), ()) as cluster:
             status = cluster.settled()
             chosen = _way_of(status)
-            predicted = _predicted(status, options)
+            for turn in range(_ANSWERS_BEFORE):
+                cluster.ask(turn, options.prompt_tokens, options.gen)
+            predicted = _predicted(cluster.settled(), options)
         found = {way: _measure(options, hosts, way, layers) for way in WAYS}
     best = max(found, key=lambda way: found[way]["decode_tokens_per_s"])
     rates = {way: one["decode_tokens_per_s"] for way, one in found.items()}
@@ -82,12 +87,14 @@ def _link(options: argparse.Namespace, delay_ms: float, layers: int) -> dict[str
         "chosen_to_best": rates[chosen] / rates[best],
         "measured": found,
         "predicted": predicted,
-        "wrong": {
-            way: {name: predicted[way][name] / found[way][name] - 1 for name in ("decode_tokens_per_s", "ttft_s")}
-            for way in WAYS
-            if way in predicted
-        },
+        "wrong": {way: _wrong(predicted[way], found[way]) for way in WAYS if way in predicted},
+        "wrong_running": {way: _wrong(found[way]["predicted_running"], found[way]) for way in WAYS},
     }
+
+
+def _wrong(predicted: dict[str, float], found: dict[str, Any]) -> dict[str, float]:
+    """Part by which each prediction is above what was measured."""
+    return {name: predicted[name] / found[name] - 1 for name in ("decode_tokens_per_s", "ttft_s")}
 
 
 def _way_of(status: dict[str, Any]) -> str:
@@ -98,15 +105,14 @@ def _way_of(status: dict[str, Any]) -> str:
 
 
 def _predicted(status: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """What `edgepp plan` predicts of each way on a live cluster."""
+    """What `edgepp plan` predicts of each way on a live cluster; of a machine alone, of that one way."""
     model = read_model(options.model)
     question = ClusterQuestion(model, Workload(options.prompt_tokens, options.gen, (1,)), context=status["context"])
+    cluster = from_status(status, model.size)
+    layouts = {way.name: way.layout for way in ways(question, cluster)} or {"one": make_layout(question, cluster)}
     return {
-        way.name: {
-            "decode_tokens_per_s": 1 / way.layout.prediction.one.tpot_s,
-            "ttft_s": way.layout.prediction.prefill.ttft_s,
-        }
-        for way in ways(question, from_status(status, model.size))
+        name: {"decode_tokens_per_s": 1 / found.prediction.one.tpot_s, "ttft_s": found.prediction.prefill.ttft_s}
+        for name, found in layouts.items()
     }
 
 
@@ -127,7 +133,7 @@ def _measure(options: argparse.Namespace, hosts: TwoHosts, way: str, layers: int
             raise EdgeppError(f"the cluster for '{way}' runs its model as '{ran}'")
         cluster.ask(0, options.prompt_tokens, options.gen)  # warms up
         answers = [cluster.ask(turn, options.prompt_tokens, options.gen) for turn in range(1, options.rounds + 1)]
-    found: dict[str, Any] = {}
+        found: dict[str, Any] = {"predicted_running": _predicted(cluster.settled(), options)[way]}
     for name in ("decode_tokens_per_s", "ttft_s"):
         values = [float(answer[name]) for answer in answers]
         found |= {name: statistics.median(values), f"{name}_range": [min(values), max(values)]}
@@ -141,8 +147,9 @@ def faults(_: argparse.Namespace, result: Result) -> EdgeppError | None:
         if link["chosen_to_best"] < 1 - MAX_WORSE:
             wrong.append(f"at {link['delay_ms']:g} ms the planner chose '{link['chosen']}', best is '{link['best']}'")
         wrong += [
-            f"at {link['delay_ms']:g} ms the {name} of '{way}' is predicted {100 * off:+.0f} % off"
-            for way, both in link["wrong"].items()
+            f"at {link['delay_ms']:g} ms the {name} of '{way}' is predicted {100 * off:+.0f} % off{where}"
+            for kind, where in (("wrong", ""), ("wrong_running", ", while it runs"))
+            for way, both in link[kind].items()
             for name, off in both.items()
             if abs(off) > MAX_WRONG
         ]
@@ -155,17 +162,20 @@ def lines(result: Result) -> Iterator[str]:
     for link in result["links"]:
         for way in WAYS:
             got, said, off = link["measured"][way], link["predicted"].get(way), link["wrong"].get(way)
+            itself = link["wrong_running"][way]
             rows.append(
                 (
                     f"{link['delay_ms']:g} ms",
                     way + (" (chosen)" if way == link["chosen"] else ""),
                     f"{got['decode_tokens_per_s']:.2f}",
                     f"{said['decode_tokens_per_s']:.2f} ({100 * off['decode_tokens_per_s']:+.0f} %)" if said else "",
+                    f"{100 * itself['decode_tokens_per_s']:+.0f} %",
                     f"{got['ttft_s']:.2f}",
                     f"{said['ttft_s']:.2f} ({100 * off['ttft_s']:+.0f} %)" if said else "",
+                    f"{100 * itself['ttft_s']:+.0f} %",
                 )
             )
-    headings = ("one way", "way", "decode token/s", "predicted", "first token s", "predicted")
+    headings = ("one way", "way", "decode token/s", "predicted", "by itself", "first token s", "predicted", "by itself")
     yield from table(headings, rows)
 
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,20 @@ class LiveRanks:
     """The groups of all ranks, connected; those of other ranks than rank 0 are driven by threads that follow."""
 
     def __init__(
-        self, ranks: int, width: int, keys: KeyPair | None = None, vocabulary: int = 0, *, local: bool = False
+        self,
+        ranks: int,
+        width: int,
+        keys: KeyPair | None = None,
+        vocabulary: int = 0,
+        *,
+        local: bool = False,
+        host: str = "127.0.0.1",
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context)
         self._gate.admit([keys.public] if keys else [])
         self.groups = [
-            RankGroup(self._context, GROUP, rank, ranks, width, keys=keys, vocabulary=vocabulary)
+            RankGroup(self._context, GROUP, rank, ranks, width, keys=keys, vocabulary=vocabulary, host=host)
             for rank in range(ranks)
         ]
         for group, sums in zip(self.groups, local_sums(ranks) if local else (), strict=local):
@@ -56,8 +64,15 @@ class LiveRanks:
     def context(self) -> zmq.Context[zmq.Socket[bytes]]:
         return self._context
 
-    def connect(self) -> None:
-        threads = [threading.Thread(target=group.connect, args=(self.addresses,)) for group in self.groups]
+    def connect(self, *hosts: str) -> None:
+        """Connect all ranks, which each have the addresses ``hosts``, or the one that they listen on."""
+        ports = [address.port for address in self.addresses]
+        told = {"ranks": [",".join(f"{host}:{port}" for host in hosts) for port in ports], "keys": ()}
+        begin = [
+            partial(group.connect_told, told) if hosts else partial(group.connect, self.addresses)
+            for group in self.groups
+        ]
+        threads = [threading.Thread(target=connect) for connect in begin]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -56,28 +56,37 @@ def _stage() -> None:
     main.main()
 
 
-def _command() -> None:
-    from edgepp.cli import main
+def points() -> list[tuple[Any, str, str, str]]:
+    """What the command notes: owner and name of a function, and what its begin and its end are called."""
     from edgepp.coordinator.pipeline_manager import PipelineManager
     from edgepp.coordinator.rollout import Rollout
     from edgepp.engine import network_ring
     from edgepp.engine.core import EngineCore
     from edgepp.engine.ring_links import RingLinks
     from edgepp.engine.suspension import Suspension
-    from edgepp.node import stage_handle
     from edgepp.node.supervisor import StageSupervisor
 
-    marked(Suspension, "begin", "suspended")
-    marked(Rollout, "_lost", "end reported")
-    marked(Rollout, "_loaded", "load reported")
-    marked(PipelineManager, "_bring_up", "opening")
-    marked(network_ring, "greet_all", after="greeted")
-    marked(RingLinks, "_measure", after="link measured")
-    marked(RingLinks, "_attach", after="attached")
-    marked(RingLinks, "join", after="joined")
-    marked(EngineCore, "resume", after="resumed")
-    marked(StageSupervisor, "_on_end", "end noticed")
-    marked(StageSupervisor, "_report_loaded", "loaded")
+    return [
+        (Suspension, "begin", "suspended", ""),
+        (Rollout, "_lost", "end reported", ""),
+        (Rollout, "_loaded", "load reported", ""),
+        (PipelineManager, "_bring_up", "opening", ""),
+        (network_ring, "greet_all", "", "greeted"),
+        (RingLinks, "_open", "", "link measured"),
+        (RingLinks, "_attach", "", "attached"),
+        (RingLinks, "join", "", "joined"),
+        (EngineCore, "resume", "", "resumed"),
+        (StageSupervisor, "_on_end", "end noticed", ""),
+        (StageSupervisor, "_report_loaded", "loaded", ""),
+    ]
+
+
+def _command() -> None:
+    from edgepp.cli import main
+    from edgepp.node import stage_handle
+
+    for owner, name, before, after in points():
+        marked(owner, name, before, after)
     changed: Any = stage_handle
     changed.python_command = stage_command
     main()

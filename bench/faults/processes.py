@@ -95,7 +95,7 @@ class FaultyCluster:
         self.coordinator = EdgeppProcess(folder, "one", *serve, *addresses)
         stack.callback(self.coordinator.close)
         os.environ["EDGEPP_HOME"] = str(folder / "one")
-        self.wait("the coordinator", lambda: bool(self.status()))
+        self.wait("the coordinator", self._answers)
         with connect_coordinator() as line:
             token = str(line.call("token", {})["token"])
         join = ("join", "--peer", f"127.0.0.1:{port}", "--memory", "1GB", "--threads", "1")
@@ -108,6 +108,17 @@ class FaultyCluster:
     def members(self) -> list[EdgeppProcess]:
         """Coordinator and nodes."""
         return [self.coordinator, *self.nodes]
+
+    def _answers(self) -> bool:
+        """Whether the coordinator answers.
+
+        Raises:
+            EdgeppError: it has ended.
+        """
+        if self.coordinator.process.poll() is not None:
+            log = (self.folder / "one.log").read_text(encoding="utf-8", errors="replace")
+            raise EdgeppError(f"the coordinator has ended: {log[-500:]}")
+        return bool(self.status())
 
     def status(self) -> dict[str, Any]:
         """Status of the cluster; empty if the coordinator does not answer."""

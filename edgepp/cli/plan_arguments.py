@@ -166,7 +166,7 @@ def _given() -> dict[str, str]:
 
 def _live(peer: str | None, question: ClusterQuestion) -> ClusterSpec:
     from edgepp.errors import PairingError
-    from edgepp.plan.describe_cluster import from_status
+    from edgepp.plan.live_cluster import from_status
     from edgepp.plan.planned_model import same_model
     from edgepp.ui.peers import connect
 

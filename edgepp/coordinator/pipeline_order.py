@@ -19,10 +19,14 @@ def endpoint_of(member: Member, port: int) -> Endpoint:
 
 @dataclass(frozen=True)
 class PipelineOrder:
-    """The version of a plan, and the endpoints of its stages in order."""
+    """The version of a plan, the endpoints of its stages in order, and the addresses of the coordinator's machine.
+
+    An order with other addresses opens the pipeline anew, since another path may be faster.
+    """
 
     plan_version: int
     endpoints: tuple[Endpoint, ...]
+    own_addresses: str = ""
 
 
 @dataclass(frozen=True)

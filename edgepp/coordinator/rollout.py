@@ -271,7 +271,9 @@ class Rollout:
             stages = self._planner.stages(self._members)
             self._losses.note_order(self._planner.places(self._members))
             endpoints = tuple(endpoint_of(member, loaded.port) for member, _, _, loaded in stages if loaded)
-            self._pipeline_manager.ensure_open(PipelineOrder(self._planner.plan_version, endpoints))
+            here = self._members.get(self._planner.coordinator)
+            order = PipelineOrder(self._planner.plan_version, endpoints, here.facts.addresses if here else "")
+            self._pipeline_manager.ensure_open(order)
             self._learn_links([member for member, _, _, _ in stages])
 
     def _hand_over(self) -> list[RolloutOrder]:

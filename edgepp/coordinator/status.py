@@ -219,6 +219,7 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
     pipeline, timing = sources.pipeline_manager.pipeline, sources.answers.last
     stage_stats = pipeline.engine.stage_stats if pipeline else []
     infos = pipeline.stages if pipeline else ()
+    speeds = pipeline.engine.stage_speeds if pipeline else ()
     reports = []
     for index, (member, slot, layers, loaded) in enumerate(sources.planner.stages(sources.members)):
         progress = sources.rollout.progress.get((member.node, slot))
@@ -243,6 +244,7 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             info = infos[index]
             stage |= {"hop_s": info.hop_s, "back_s": info.back_s, "link_bytes_per_s": info.bytes_per_s or None}
             stage["has_head"] = info.has_head
+            stage |= speeds[index].to_json() if loaded and index < len(speeds) else {}
             stage |= {
                 "busy": sources.rates.busy(index),
                 "traffic_bytes_per_s": sources.rates.received_bytes_per_s(index),

@@ -1,7 +1,7 @@
 """Measured cost of a sum over each pair of members, on which it depends whether sharing layers pays.
 
-A pair is measured by two processes of its own, one pair at a time, while no answer and no load is under way. Belongs to
-the coordinator's thread.
+A pair is measured by two processes of its own, one pair at a time, while no answer and no load is under way; again when
+one of the two has other addresses, such as that of a cable. Belongs to the coordinator's thread.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ _Pair = tuple[str, str]
 
 @dataclass
 class _Known:
-    """Measurements of a pair of members whose messages came from the addresses ``hosts``."""
+    """Measurements of a pair of members that have the addresses ``hosts``."""
 
     hosts: tuple[str, str]
     cost: LinkSpeed | None = None
+    """As it was measured last, also at former addresses, so that a plan never waits for it."""
+    is_due: bool = True
     failures: int = 0
     retry_s: float = 0.0
     reason: str = ""
@@ -44,6 +46,7 @@ class _Known:
 class _UnderWay:
     group: int
     pair: _Pair
+    hosts: tuple[str, str]
     width: int
     until_s: float
 
@@ -99,8 +102,9 @@ class SumMeasurements:
         extra_s = max(1, report.rows_ns - report.row_ns) / 1e9
         bytes_per_s = (report.rows - 1) * row_bytes / extra_s
         latency_s = max(0.0, report.row_ns / 1e9 - row_bytes / bytes_per_s)
-        self._known[running.pair].cost = LinkSpeed(latency_s, bytes_per_s)
-        self._known[running.pair].failures, self._known[running.pair].reason = 0, ""
+        known = self._known[running.pair]
+        known.cost, known.failures, known.reason = LinkSpeed(latency_s, bytes_per_s), 0, ""
+        known.is_due = running.hosts != self._hosts(running.pair)
         self._under_way = None
         self._publish()
 
@@ -136,18 +140,19 @@ class SumMeasurements:
     def _is_due(self, pair: _Pair, now_s: float) -> bool:
         hosts = self._hosts(pair)
         known = self._known.get(pair)
-        if known is None or known.hosts != hosts:  # another network
-            self._known[pair] = known = _Known(hosts)
-            self._publish()
-        return known.cost is None and now_s >= known.retry_s
+        if known is None or known.hosts != hosts:
+            self._known[pair] = known = _Known(hosts, known.cost if known else None)
+        return known.is_due and now_s >= known.retry_s
 
     def _hosts(self, pair: _Pair) -> tuple[str, str]:
         one, other = (self._members.get(node) for node in pair)
-        return (one.host if one else "", other.host if other else "")
+        return (_addresses(one) if one else "", _addresses(other) if other else "")
 
     def _begin(self, pair: _Pair, now_s: float) -> list[RolloutOrder]:
         width = self._planner.request.size.hidden
-        self._under_way = running = _UnderWay(1 + secrets.randbits(61), pair, width, now_s + MEASURE_S)
+        self._under_way = running = _UnderWay(
+            1 + secrets.randbits(61), pair, self._hosts(pair), width, now_s + MEASURE_S
+        )
         self._meetings.clear()
         return [(node, MeasureSum(running.group, rank, width)) for rank, node in enumerate(pair)]
 
@@ -160,6 +165,11 @@ class SumMeasurements:
     def _publish(self) -> None:
         self._planner.sums.clear()
         self._planner.sums.update({pair: known.cost for pair, known in self._known.items() if known.cost is not None})
+
+
+def _addresses(member: Member) -> str:
+    """All addresses of a member, in an order that stays the same whatever address its messages come from."""
+    return ",".join(sorted({member.host, *filter(None, member.facts.addresses.split(","))}))
 
 
 def _is_able(member: Member) -> bool:

@@ -161,7 +161,7 @@ class EngineThread:
         if self._drawing is not None:
             ring.wake_on(self._drawing.draws)
         self._runner = StepRunner(self.core, ring, self._ends, self._drawing, together=self._together)
-        self.totals = self._runner.totals
+        self.totals, self.speeds = self._runner.totals, self._runner.speeds
         """Where the time of steps went on this ring."""
 
     def _take_drawn(self) -> None:

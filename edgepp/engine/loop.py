@@ -20,6 +20,7 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.engine.request_factory import Compile, RequestFactory
 from edgepp.engine.ring import Ring, StageInfo, StageStats
 from edgepp.engine.stage_handshake import RingIdentity
+from edgepp.engine.stage_speeds import StageSpeed
 from edgepp.engine.step_totals import StepSums
 from edgepp.engine.suspension import SuspendOrder
 from edgepp.engine.takeover import ResumeOrder
@@ -104,6 +105,11 @@ class EngineLoop:
     def step_sums(self) -> StepSums:
         """Sums of the times of steps, in seconds by place, since the engine took its ring."""
         return self._loop.totals.read()
+
+    @property
+    def stage_speeds(self) -> tuple[StageSpeed, ...]:
+        """The speed of each stage, first to last, as the newest steps show it."""
+        return self._loop.speeds.read()
 
     @property
     def context(self) -> int:

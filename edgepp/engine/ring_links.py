@@ -26,7 +26,7 @@ from edgepp.errors import PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange
 from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
-from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.link_rate import PROBE_BYTES, Echoes, measure_echo, measure_link
 from edgepp.wire.messages import max_data_frame_bytes, max_result_frame_bytes
 from edgepp.wire.messages.control import Attach, Attached, Refused, Unreached
 from edgepp.wire.messages.recovery import Held
@@ -106,19 +106,17 @@ class RingLinks:
         """
         peers, last = self._peers, len(self._peers) - 1
         route = b"c" + secrets.token_bytes(15)
-        self._open(peers[-1], route)
-        if last:
-            self._open(peers[0])
-        back_s, back_bytes_per_s = self._measure(self.opened[0], peers[-1])
-        there_s, self.bytes_per_s[0] = self._measure(self.into_first, peers[0])
+        back = self._open(peers[-1], route)
+        there = self._open(peers[0]) if last else back
         for i in range(last, -1, -1):
-            attached = self._attach(i, epoch, route, back_bytes_per_s if i == last else 0)
+            attached = self._attach(i, epoch, route, back.bytes_per_s if i == last else 0)
             if i < last:
                 self.hops_s[i + 1] = attached.echo_us / 2e6
                 self.bytes_per_s[i + 1] = attached.bytes_per_s
-        self.hops_s[-1] += back_s
-        self.back_s = back_s
-        self.hops_s[0] += there_s
+        self.back_s = back.short_s / 2
+        self.hops_s[-1] += self.back_s
+        self.hops_s[0] += there.short_s / 2
+        self.bytes_per_s[0] = there.bytes_per_s
 
     def reconnects(self, index: int) -> int:
         """Connections from the coordinator to a stage that were made again after one had ended."""
@@ -134,13 +132,30 @@ class RingLinks:
         for link in self.opened:
             link.close()
 
-    def _open(self, peer: Peer, route: bytes | None = None) -> None:
+    def _open(self, peer: Peer, route: bytes | None = None) -> Echoes:
+        """Open the link to ``peer`` by the fastest path, and wait until it is connected; the echoes over it."""
         protection = pinned(self._keys, peer.endpoint.key)
         longest = max_data_frame_bytes(self._width)
         if peer.welcome.has_head:
             longest = max_result_frame_bytes(self._width, self._expected.vocabulary)
-        address = fastest_first(self._context, peer.data_addresses, protection, self._echo_sizes(peer))[0]
-        self.opened.append(Link(self._context, address, longest, route, protection))
+        sizes = self._echo_sizes(peer)
+        ordered = fastest_first(self._context, peer.data_addresses, protection, sizes)
+        link = Link(self._context, ordered.addresses[0], longest, route, protection)
+        self.opened.append(link)
+        try:
+            if ordered.echoes is None:
+                echoes = measure_link(link, sizes, ANSWER_S)
+            else:
+                echoes = ordered.echoes if measure_echo(link, sizes[0], ANSWER_S, rounds=1) is not None else None
+        except RemoteProtocolError as error:
+            raise StageLost(f"{peer} cannot be understood: {error}") from error
+        if echoes is None:
+            raise StageUnreached(
+                peer.endpoint,
+                f"the data port {link.address} of {peer} does not answer",
+                "a node uses two neighbouring ports: open both in its firewall",
+            )
+        return echoes
 
     def _attach(self, index: int, epoch: int, route: bytes, return_bytes_per_s: int) -> Attached:
         peer = self._peers[index]
@@ -196,22 +211,6 @@ class RingLinks:
         """Bytes of one hidden state, and of the long echo that measures a rate."""
         row = self._width * codec.DTYPES[peer.welcome.dtype].itemsize
         return row, min(PROBE_BYTES, max_data_frame_bytes(self._width))
-
-    def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
-        """One-way seconds of one hidden state, and bytes per second, on the ``link`` to ``peer``."""
-        row, probe = self._echo_sizes(peer)
-        try:
-            echo_s = measure_echo(link, row, ANSWER_S)
-            large_s = measure_echo(link, probe, ANSWER_S, rounds=2)
-        except RemoteProtocolError as error:
-            raise StageLost(f"{peer} cannot be understood: {error}") from error
-        if echo_s is None or large_s is None:
-            raise StageUnreached(
-                peer.endpoint,
-                f"the data port {link.address} of {peer} does not answer",
-                "a node uses two neighbouring ports: open both in its firewall",
-            )
-        return echo_s / 2, link_rate(echo_s, large_s, probe)
 
 
 def _codec_per_link(codecs: Sequence[LinkCodec], stages: int) -> list[LinkCodec]:

@@ -19,6 +19,7 @@ from edgepp.engine.request_status import RequestStatus
 from edgepp.engine.ring import HIDDEN_STATES, Failed, ResultKind, Returned, Ring, Send, SendBatch
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk
 from edgepp.engine.speculation import GuessPlan, SpeculationCosts
+from edgepp.engine.stage_speeds import StageSpeeds
 from edgepp.engine.step_totals import StepTotals
 from edgepp.engine.step_tracing import begin_step, embedded, ended, settle_guesses
 from edgepp.engine.token_drawing import DrawingThread, Draws, StepResult, draw
@@ -54,6 +55,7 @@ class StepRunner:
         self._together = together
         self.totals = StepTotals(len(ring.stages))
         """Where the time of steps went on this ring."""
+        self.speeds = StageSpeeds(len(ring.stages), min(stage.chunk for stage in ring.stages))
         self._unpublished: list[tuple[EngineRequest, AnswerEvent]] = []
 
     def publish(self) -> None:
@@ -197,6 +199,8 @@ class StepRunner:
             if (request := self._core.live.get(sequence)) is not None:
                 decodes = request.status.decodes
                 self._account(request, event)
+                if len(event.sequences) == 1:
+                    self.speeds.add(event.positions, len(request.ids), event.compute_s, decodes=decodes)
         rows = len(event.sequences) * event.positions
         self.totals.add_step(rows, event.compute_s, event.queue_s, event.ring_s, decodes=decodes)
         if len(event.sequences) == event.positions == 1:

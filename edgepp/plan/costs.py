@@ -138,7 +138,12 @@ class Costs:
         reached = machine.efficiency
         weights_s = read_s(self.model.head_bytes, machine.stream_bytes_per_s * reached.stream)
         row_s = compute_s(self.model.head_flops, machine.flops_per_s * reached.flops)
-        return _rows_s(rows, weights_s, row_s, machine) + gather_s + rows * sampling.sample_s
+
+        def of(count: int) -> float:
+            return _rows_s(count, weights_s, row_s, machine) + gather_s + count * sampling.sample_s
+
+        is_measured = sampling.head_s and last.sums is None
+        return of(rows) * (sampling.head_s / of(1) if is_measured else 1.0)
 
     def chunk(self) -> int:
         """Tokens of a prefill chunk, by the engine's rule (``chunk_sizer.longest_chunk``)."""

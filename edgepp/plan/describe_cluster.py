@@ -1,22 +1,19 @@
-"""Builders of a cluster: from options, from a TOML file, or from the status of a live coordinator."""
+"""Builders of a cluster from options or from a TOML file."""
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from edgepp.backend.device import GPUS
-from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.errors import UsageError
 from edgepp.layers import LayerRange
-from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed, ModelSize
+from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed
 from edgepp.plan import hardware
 from edgepp.plan.cluster_spec import ClusterSpec, Node
-from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
+from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, Machine
 from edgepp.plan.quantities import parse_bytes, parse_bytes_per_s, parse_flops_per_s, parse_link
 
 MEMORY_BYTES_PER_S = 50e9
@@ -130,7 +127,7 @@ def cluster_of(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | No
         unknown = [name for name in pair or () if name not in names]
         if unknown:
             raise UsageError(f"a link names {unknown[0]}, which is no node", f"the nodes are {', '.join(names)}")
-        ends = pair and _either_way(*pair)
+        ends = pair and either_way(*pair)
         if ends in speeds:
             raise UsageError(f"the link of {' and '.join(pair or ['all'])} is given twice", "give it once")
         speeds[ends] = link
@@ -160,123 +157,9 @@ def read_file(path: Path) -> ClusterSpec:
     )
 
 
-def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> ClusterSpec:
-    """The live cluster by the status of its coordinator, with measured rates, and measured links where there are any.
-
-    ``running`` are the sizes of the model that the cluster runs, if the plan is for this model: its stages' measured
-    times then replace the node's probe, which times layers of one width for all models.
-
-    Raises:
-        RemoteProtocolError: the status cannot be read.
-        PlanError: a node reports figures that no machine has.
-        UsageError: no node is present.
-    """
-    try:
-        present = [node for node in status["nodes"] if node["state"] != "gone"]
-        present.sort(key=lambda node: "coordinator" not in node["roles"])
-        names = _unique([(str(node["name"]), str(node["node"])) for node in present])
-        nodes = [_live_node(node, names[node["node"]]) for node in present]
-        if running is not None:
-            nodes = [_timed(node, live["node"], status, running) for node, live in zip(nodes, present, strict=True)]
-        links = _live_links(status, names)
-        sums = _live_sums(status, names)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise RemoteProtocolError(f"the coordinator's status cannot be read: {error!r}") from error
-    if nodes and "coordinator" not in present[0]["roles"]:
-        coordinator = Machine(f"{status['coordinator']} (coordinator)", MEMORY_BYTES_PER_S, FLOPS_PER_S, DATASHEET_CPU)
-        nodes.insert(0, Node(coordinator, 0, "holds no layers; its speed is assumed"))
-    return replace(cluster_of(nodes, links), measured_sums=sums)
-
-
-def _live_sums(status: Mapping[str, Any], names: Mapping[str, str]) -> dict[tuple[str, str], LinkSpeed]:
-    """The measured cost of a sum over each pair of present nodes."""
-    found = {}
-    for pair in status.get("sums", ()):
-        one, other = pair["node_ids"]
-        if one in names and other in names and pair["latency_s"] is not None:
-            ends = _either_way(names[one], names[other])
-            found[ends] = LinkSpeed(float(pair["latency_s"]), float(pair["bytes_per_s"]))
-    return found
-
-
-def _live_node(node: Mapping[str, Any], name: str) -> Node:
-    """The node by its probe; stages that work at the same time share the rates."""
-    gpu, slots = node["device"] in GPUS, int(node["stage_slots"])
-    lanes = max(1, slots)
-    machine = Machine(
-        name,
-        float(node["stream_bytes_per_s"]),
-        float(node["flops_per_s"]),
-        replace(MEASURED, overlap=float(gpu), half_s=float(node["half_s"])),
-        lanes,
-        GPU_CHUNK if gpu else CPU_CHUNK,
-        contention=float(lanes),
-    )
-    pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
-    memory = int(node["memory_bytes"]) if slots else 0
-    return Node(machine, memory, f"measured, {node['backend']} on {node['device']}", pinned)
-
-
-def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:
-    """The node by the times of its loaded stages, if all were timed.
-
-    The layers' overhead is the time of a decode step beyond reading the weights at the probe's rate, or beyond the
-    arithmetic of one row if that takes longer. The output head has no such overhead.
-    """
-    stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
-    if any(stage.get("ranks") for stage in stages):
-        return node  # their times are those of all machines that share the layers
-    if not stages or not all(stage["decode_s"] and stage["prefill_tokens_per_s"] for stage in stages):
-        return node
-    layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)
-    decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
-    token_s = sum(1 / stage["prefill_tokens_per_s"] for stage in stages)
-    machine = node.machine
-    stream_bytes_per_s = max(machine.stream_bytes_per_s, layers * size.layer_bytes / decode_s)
-    weights_s, chunk = layers * size.layer_bytes / stream_bytes_per_s, machine.chunk
-    row_s = (chunk * token_s - (decode_s - weights_s)) / chunk
-    if row_s > weights_s:
-        row_s = (chunk * token_s - decode_s) / (chunk - 1)
-    row_s = min(max(row_s, decode_s / chunk), decode_s)
-    overhead_s = decode_s - max(weights_s, row_s)
-    machine = replace(
-        machine,
-        stream_bytes_per_s=stream_bytes_per_s,
-        flops_per_s=layers * size.layer_flops / row_s,
-        efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
-        contention=1.0,  # each stage was timed with its own cores
-    )
-    return replace(node, machine=machine, source=f"{node.source} with this model")
-
-
-def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:
-    """Links from round trips between coordinator and nodes; measured hops and rates between stages take precedence."""
-    found: dict[tuple[str, str], LinkSpeed] = {}
-    coordinator_id = next((str(node["node"]) for node in status["nodes"] if "coordinator" in node["roles"]), "")
-    for node in status["nodes"]:
-        if coordinator_id in names and node["node"] in names and node["node"] != coordinator_id and node["rtt_s"] > 0:
-            found[_either_way(names[coordinator_id], names[node["node"]])] = LinkSpeed(
-                node["rtt_s"] / 2, UNKNOWN_LINK.bytes_per_s
-            )
-    before, stages = coordinator_id, status["stages"]
-    for stage in stages:
-        after, rate = str(stage["node_id"]), stage.get("link_bytes_per_s")
-        if before != after and before in names and after in names and rate:
-            ways = 2 if stage is stages[-1] else 1  # the last stage's hop includes the way back
-            found[_either_way(names[before], names[after])] = LinkSpeed(stage["hop_s"] / ways, float(rate))
-        before = after
-    return list(found.items())
-
-
-def _either_way(one: str, other: str) -> tuple[str, str]:
+def either_way(one: str, other: str) -> tuple[str, str]:
     """The same pair for a link and its way back."""
     return min(one, other), max(one, other)
-
-
-def _unique(nodes: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """A name for each node id, with a part of the id if two machines share a name."""
-    names = [name for name, _ in nodes]
-    return {node: name if names.count(name) == 1 else f"{name} {node[:6]}" for name, node in nodes}
 
 
 def _share(text: str) -> float:

@@ -77,6 +77,8 @@ class Efficiency:
     and a described machine has 30 µs, the 20 to 50 of ONNX Runtime on a Xeon and an EPYC (bench/LOG.md)."""
     sample_s: float = 0.0002
     """Seconds per row at the coordinator in addition to the head: sampling, text, scheduling."""
+    head_s: float = 0.0
+    """Measured seconds of head and sampling for one row at the coordinator; 0: by the rates."""
 
 
 MEASURED = Efficiency(kv=0.5, attention=0.3)

@@ -18,7 +18,7 @@ from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.stage_process.bulk_link import BulkAttempt, BulkConnected
 from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
-from edgepp.wire.link_rate import MAX_ECHO_FRAME_BYTES, PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.link_rate import MAX_ECHO_FRAME_BYTES, PROBE_BYTES, Echoes, measure_link
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Refused, Unreached
@@ -83,8 +83,7 @@ class NextStageConnector:
         """
         self._context = context
         self._keys = keys
-        self._row_bytes = row_bytes
-        self._probe_bytes = min(PROBE_BYTES, frame_bytes)
+        self._echo_sizes = (row_bytes, min(PROBE_BYTES, frame_bytes))
         self._on_connected = on_connected
         self._outbox = outbox
         self._lock = threading.Lock()
@@ -139,7 +138,7 @@ class NextStageConnector:
     def _run_bulk(self, attempt: BulkAttempt) -> None:
         link, reason = None, ""
         try:
-            link = self._link(attempt.addresses, attempt.key, lambda: attempt.given_up)
+            link, _ = self._link(attempt.addresses, attempt.key, lambda: attempt.given_up)
         except EdgeppError as error:
             reason = str(error)
         except Exception as error:  # such as no file descriptor left for a socket
@@ -147,18 +146,21 @@ class NextStageConnector:
             reason = str(error)
         self._on_connected(BulkConnected(attempt, link, reason))
 
-    def _link(self, addresses: str, key: str, given_up: Callable[[], bool]) -> Link:
+    def _link(self, addresses: str, key: str, given_up: Callable[[], bool]) -> tuple[Link, Echoes | None]:
         """A link by the fastest of ``addresses`` where several networks lead there, else by the first that answers.
+
+        With the echoes over it, where they were measured for the choice.
 
         Raises:
             EdgeppError: None answers, or this machine has no keys.
         """
         parsed = [Address.parse(address) for address in addresses.split(",")]
         probe, keys = Echo(0, reply=False), pinned(self._keys, key)
-        ordered = fastest_first(self._context, parsed, keys, (self._row_bytes, self._probe_bytes), given_up)
-        return connect_first(
+        ordered, echoes = fastest_first(self._context, parsed, keys, self._echo_sizes, given_up)
+        link, _ = connect_first(
             self._context, ordered, probe, _ECHO_WAIT_S, MAX_ECHO_FRAME_BYTES, keys, given_up=given_up
-        )[0]
+        )
+        return link, echoes if link.address == ordered[0] else None
 
     def _connect(self, attempt: ConnectAttempt) -> NextStageLink:
         message = attempt.message
@@ -166,13 +168,12 @@ class NextStageConnector:
         def given_up() -> bool:
             return attempt.given_up
 
-        link = self._link(message.next_addresses, message.next_key, given_up)
+        link, echoes = self._link(message.next_addresses, message.next_key, given_up)
         try:
-            echo_s = measure_echo(link, self._row_bytes, _ECHO_WAIT_S, given_up=given_up)
-            long_echo_s = measure_echo(link, self._probe_bytes, _ECHO_WAIT_S, rounds=2, given_up=given_up)
-            if echo_s is None or long_echo_s is None:
+            echoes = echoes or measure_link(link, self._echo_sizes, _ECHO_WAIT_S, given_up)
+            if echoes is None:
                 raise EdgeppError(f"{link.address} does not answer")
         except BaseException:
             link.close()
             raise
-        return NextStageLink(attempt, link, echo_s, link_rate(echo_s, long_echo_s, self._probe_bytes))
+        return NextStageLink(attempt, link, echoes.short_s, echoes.bytes_per_s)

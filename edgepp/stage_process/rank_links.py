@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import zmq
 
-from edgepp.errors import PeerLost, RemoteProtocolError, UsageError
+from edgepp.errors import PeerLost, RemoteProtocolError
+from edgepp.stage_process.rank_paths import begun_links, fastest_paths, return_echo
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox, Poller, wait_awake
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import max_result_frame_bytes
+from edgepp.wire.messages import Message, max_result_frame_bytes
+from edgepp.wire.messages.data import Echo
 from edgepp.wire.messages.ranks import RankJoined, RankMessage
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import KeyPair, pinned
@@ -75,6 +76,7 @@ class RankLinks:
         self.rank, self.ranks = rank, ranks
         self._context, self._group, self._keys, self._awake = context, group, keys, awake
         self._max_frame_bytes = max_result_frame_bytes(width, vocabulary)
+        self._row_bytes = 4 * width
         self._listener = Listener(context, Address(host, 0), self._max_frame_bytes, keys)
         self._poller = Poller[None](self._listener)
         self._links: dict[int, Link] = {}
@@ -112,38 +114,43 @@ class RankLinks:
         self._connect(ranks, told["keys"])
 
     def _connect(self, candidates: Sequence[Sequence[Address]], keys: Sequence[str]) -> None:
-        """Connect to each other rank at the first of its ``candidates`` where it proves its key of ``keys``.
+        """Connect to each other rank at one of its ``candidates``, where it proves its key of ``keys``.
 
-        Both are in rank order. Waits until all other ranks have connected to this one too.
+        Both are in rank order. The fastest counts where several networks lead to a rank, else the first that answers.
+        Waits until all other ranks have connected to this one too.
         """
         if not keys:
             keys = [self._keys.public if self._keys else ""] * self.ranks
         self._peer_keys = keys
         hello = encode(RankJoined(self._group, self.rank))
         until_s = time.monotonic() + JOIN_S
-        trying = {other: self._links_to(candidates[other], keys[other]) for other in self._received}
+        pins = {other: pinned(self._keys, keys[other]) for other in self._received}
+        ways = {other: candidates[other] for other in self._received}
+        ways = fastest_paths(self._context, ways, pins, self._row_bytes, self._listen_awhile)
+        trying = {other: begun_links(self._context, ways[other], self._max_frame_bytes, pins[other]) for other in ways}
         try:
-            while len(self._links) < self.ranks - 1 or len(set(self._rank_of.values())) < self.ranks - 1:
+            while len(self._links) < self.ranks - 1 or not self._all_joined:
                 if time.monotonic() > until_s:
                     raise self._not_joined(candidates)
                 for other in [other for other in trying if other not in self._links]:
                     reached = next((link for link in trying[other] if link.send([hello])), None)
                     if reached is not None:
                         self._links[other] = reached
-                self._poller.wait(_JOIN_INTERVAL_S)
-                self._receive()
+                self._listen_awhile()
         finally:
             for other, links in trying.items():
                 for link in links:
                     if link is not self._links.get(other):
                         link.close()
 
-    def _links_to(self, candidates: Sequence[Address], key: str) -> list[Link]:
-        found = []
-        for address in candidates:
-            with suppress(UsageError):  # such as a link-local address of an interface that this machine does not have
-                found.append(Link(self._context, address, self._max_frame_bytes, None, pinned(self._keys, key)))
-        return found
+    @property
+    def _all_joined(self) -> bool:
+        """Whether all other ranks have connected to this one."""
+        return len(set(self._rank_of.values())) == self.ranks - 1
+
+    def _listen_awhile(self) -> None:
+        self._poller.wait(_JOIN_INTERVAL_S)
+        self._receive()
 
     def _not_joined(self, candidates: Sequence[Sequence[Address]]) -> PeerLost:
         for other in self._received:
@@ -247,7 +254,7 @@ class RankLinks:
         try:
             message = decode(header)
             if rank is None:
-                self._join(sender, message)
+                self._greet(sender, message, tensor)
                 return True
             check_speaker(message, "ranks", "first rank" if rank == 0 else "rank")
         except RemoteProtocolError as error:
@@ -265,8 +272,14 @@ class RankLinks:
         self._waiting_bytes[rank] -= _size(tensor)
         return message, tensor
 
-    def _join(self, sender: Sender, message: object) -> None:
-        """Take a connection into the group by its first message; a stranger's message is ignored."""
+    def _greet(self, sender: Sender, message: Message, tensor: Sequence[memoryview]) -> None:
+        """Take a connection into the group by its first message, or return an echo while ranks connect.
+
+        Any other message of a stranger is ignored.
+        """
+        if isinstance(message, Echo) and not self._all_joined:
+            check_speaker(message, "ranks", "guest")
+            return_echo(self._listener, sender, message, tensor)
         if not isinstance(message, RankJoined) or message.group != self._group or message.rank not in self._received:
             return
         right_key = not self._keys or sender.key == self._peer_keys[message.rank]

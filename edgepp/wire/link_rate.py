@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages.data import Echo
@@ -16,9 +17,32 @@ MAX_ECHO_FRAME_BYTES = 1 << 20
 _POLL_S = 0.1
 
 
-def link_rate(short_s: float, long_s: float, long_bytes: int) -> int:
-    """Bytes per second one way, from the round-trip times of a short echo and of an echo of ``long_bytes``."""
-    return int(2 * long_bytes / max(long_s - short_s, 1e-6))
+class Echoes(NamedTuple):
+    """Round-trip seconds of a short echo and of one of ``long_bytes`` over a link."""
+
+    short_s: float
+    long_s: float
+    long_bytes: int
+
+    @property
+    def bytes_per_s(self) -> int:
+        """Rate of the link, one way."""
+        return int(2 * self.long_bytes / max(self.long_s - self.short_s, 1e-6))
+
+
+def measure_link(
+    link: Link, sizes: tuple[int, int], wait_s: float, given_up: Callable[[], bool] = lambda: False
+) -> Echoes | None:
+    """Echoes of both ``sizes`` in bytes, the short one first, to the listener of ``link``.
+
+    None when a round takes longer than ``wait_s`` seconds, or ``given_up()`` becomes true.
+
+    Raises:
+        RemoteProtocolError: an answer is not a message.
+    """
+    short_s = measure_echo(link, sizes[0], wait_s, given_up=given_up)
+    long_s = None if short_s is None else measure_echo(link, sizes[1], wait_s, rounds=2, given_up=given_up)
+    return None if short_s is None or long_s is None else Echoes(short_s, long_s, sizes[1])
 
 
 def measure_echo(

@@ -99,7 +99,7 @@ SPEAKERS: Mapping[type, Permission] = {
     Fault: _by("control", "stage"),
     FrameLost: _by("control", "stage"),
     Refused: _by("control", "stage") | _by("draft", "drafter") | _by("cluster", "coordinator"),
-    Echo: _by("data", "driver", "guest", "stage"),
+    Echo: _by("data", "driver", "guest", "stage") | _by("ranks", "guest"),
     Forward: _by("data", "driver", "guest"),
     Batch: _by("data", "driver", "guest", "stage"),
     Hidden: _by("data", "stage"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Attached, FrameLost, Refused, Unreached
 from edgepp.wire.messages.data import Echo
 from edgepp.wire.transport import Listener
+from tests.builders.networks import two_networks
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
 from tests.waiting import PATIENCE_S
 from tests.wire import KEYS
@@ -95,38 +98,69 @@ def test_connect_attempts_are_bounded_and_close_gives_them_up(stage: Stage, netw
     assert network.given_up == [True] * MAX_CONNECT_ATTEMPTS
 
 
-def test_a_link_is_made_and_handed_over() -> None:
+@contextmanager
+def echoing(host: str) -> Iterator[tuple[zmq.Context[zmq.Socket[bytes]], int, list[int]]]:
+    """A stage that only returns echoes: its context, its port, and the sizes of the echoes in order."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    following = Listener(context, Address("127.0.0.1", 0), 1 << 20)
-    stage, ended = Stage(), threading.Event()
+    following = Listener(context, Address(host, 0), 1 << 20)
+    ended, sizes = threading.Event(), list[int]()
 
     def echo() -> None:
         while not ended.is_set():
             if following.socket.poll(10, zmq.POLLIN) and (received := following.receive()) is not None:
                 sender, (header, *tensor) = received
                 message: Any = decode(header)
+                sizes.append(sum(map(len, tensor)))
                 following.send(sender.route, [encode(message._replace(reply=True)), *tensor])
 
     thread = threading.Thread(target=echo)
     thread.start()
     try:
-        handed: list[NextStageLink] = []
-        connector = NextStageConnector(context, None, 32, 1 << 16, handed.append, stage.compute.outbox)
-        connector.begin(ConnectAttempt(b"driver", ONWARD._replace(next_addresses=str(following.address), next_key="")))
-        for one in connector._threads:
-            one.join()
-        (joined,) = handed
+        yield context, following.address.port, sizes
+    finally:
+        ended.set()
+        thread.join()
+        following.close()
+        context.term()
+
+
+def joined_at(addresses: str, stage: Stage, context: zmq.Context[zmq.Socket[bytes]]) -> NextStageLink:
+    """The link to the next stage at one of ``addresses``."""
+    handed: list[NextStageLink] = []
+    connector = NextStageConnector(context, None, 32, 1 << 16, handed.append, stage.compute.outbox)
+    connector.begin(ConnectAttempt(b"driver", ONWARD._replace(next_addresses=addresses, next_key="")))
+    for one in connector._threads:
+        one.join()
+    (joined,) = handed
+    return joined
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is a loopback address on Linux only")
+def test_of_two_networks_the_fastest_is_taken_and_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = two_networks(monkeypatch)
+    stage = Stage()
+    with echoing("0.0.0.0") as (context, port, sizes):  # noqa: S104 - both addresses of loopback
+        joined = joined_at(f"127.0.0.1:{port},127.0.0.2:{port}", stage, context)
+        assert joined.link is not None
+        assert {address.host for address in measured} == {"127.0.0.1", "127.0.0.2"}
+        best = min(measured.values(), key=lambda echoes: echoes.short_s + echoes.long_s)
+        assert measured[joined.link.address] == best
+        assert (joined.echo_s, joined.bytes_per_s) == (best.short_s, best.bytes_per_s)
+        assert sizes.count(max(sizes)) == 2 * 2, "two long echoes by each of the networks"
+        joined.link.close()
+        stage.close()
+
+
+def test_a_link_is_made_and_handed_over() -> None:
+    stage = Stage()
+    with echoing("127.0.0.1") as (context, port, _):
+        joined = joined_at(f"127.0.0.1:{port}", stage, context)
         assert joined.link is not None
         assert joined.echo_s > 0
         assert joined.bytes_per_s > 0
         stage.compute.execute(joined)
         assert [type(message) for message in answers(stage)] == [Attached]
-    finally:
-        ended.set()
-        thread.join()
         stage.close()
-        following.close()
-        context.term()
 
 
 def test_names_are_resolved_before_libzmq_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Link
 from tests import reference
 from tests.builders.checkpoints import Checkpoints
+from tests.builders.networks import two_networks
 from tests.builders.stages import stage_info
 from tests.engines import collect, local_engine
 from tests.live_ranks import GROUP, LiveRanks, first_rank
@@ -381,4 +383,22 @@ def test_a_stranger_does_not_join() -> None:
     finally:
         for link in strangers:
             link.close()
+        live.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is a loopback address on Linux only")
+def test_ranks_on_two_networks_take_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = two_networks(monkeypatch)
+    live = LiveRanks(2, WIDTH, KeyPair.generate(), host="0.0.0.0")  # noqa: S104 - both addresses of loopback
+    live.connect("127.0.0.1", "127.0.0.2")
+    try:
+        for group in live.groups:
+            [link] = group._links.values()
+            there = {at: one.short_s + one.long_s for at, one in measured.items() if at.port == link.address.port}
+            assert len(there) == 2
+            assert there[link.address] == min(there.values())
+            group.begin_step(1)
+            group.send_all([encode(Partial(1, 0, 1, WIDTH)), bytes(4 * WIDTH)])
+        assert [type(group.next_of(1 - rank)[0]) for rank, group in enumerate(live.groups)] == [Partial, Partial]
+    finally:
         live.close()

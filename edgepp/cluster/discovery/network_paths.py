@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 import zmq
 
 from edgepp.cluster.discovery.network_interfaces import interfaces, shared_interface
 from edgepp.errors import EdgeppError
 from edgepp.wire.address import Address
-from edgepp.wire.link_rate import MAX_ECHO_FRAME_BYTES, measure_echo
+from edgepp.wire.link_rate import MAX_ECHO_FRAME_BYTES, Echoes, measure_link
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Link
 
@@ -21,6 +21,13 @@ log = logging.getLogger("edgepp.wire")
 
 PATH_WAIT_S = 1.0
 """How long an echo over one path may take; a path that takes longer is not used unless it is the only one."""
+
+
+class Ordered(NamedTuple):
+    """Addresses of another machine's socket, and the echoes over the first one; None where nothing was measured."""
+
+    addresses: list[Address]
+    echoes: Echoes | None
 
 
 def paths(addresses: Sequence[Address]) -> list[Address]:
@@ -49,38 +56,41 @@ def fastest_first(
     pinned: Pinned | None,
     sizes: tuple[int, int],
     given_up: Callable[[], bool] = lambda: False,
-) -> list[Address]:
-    """The ``addresses`` of a stage's data socket, first the one over which echoes of ``sizes`` bytes are fastest.
+) -> Ordered:
+    """The ``addresses`` of a socket that returns echoes, first the one over which those of ``sizes`` are fastest.
+
+    ``sizes`` are the bytes of a short and of a long echo.
 
     With fewer than two paths to that machine nothing is measured, and the order is as given; so it is where no path
     answers.
     """
     candidates = paths(addresses)
     if len(candidates) < 2:
-        return list(addresses)
-    took = {address: _round_trips(context, address, pinned, sizes, given_up) for address in candidates}
-    log.info("paths, seconds for two echoes: %s", ", ".join(f"{address} {s:.4f}" for address, s in took.items()))
-    best = min(candidates, key=took.__getitem__)
-    return list(addresses) if math.isinf(took[best]) else list(dict.fromkeys((best, *addresses)))
+        return Ordered(list(addresses), None)
+    tried = {address: _echoes(context, address, pinned, sizes, given_up) for address in candidates}
+    took = {address: echoes for address, echoes in tried.items() if echoes is not None}
+    log.info("paths, seconds for two echoes: %s", ", ".join(f"{at} {_both_s(one):.4f}" for at, one in took.items()))
+    if not took:
+        return Ordered(list(addresses), None)
+    best = min(took, key=lambda address: _both_s(took[address]))
+    return Ordered(list(dict.fromkeys((best, *addresses))), took[best])
 
 
-def _round_trips(
+def _both_s(echoes: Echoes) -> float:
+    return echoes.short_s + echoes.long_s
+
+
+def _echoes(
     context: zmq.Context[zmq.Socket[bytes]],
     address: Address,
     pinned: Pinned | None,
     sizes: tuple[int, int],
     given_up: Callable[[], bool],
-) -> float:
-    """Seconds for an echo of each of ``sizes`` bytes to ``address``; infinite where it does not answer."""
-    total_s = 0.0
+) -> Echoes | None:
+    """The echoes over ``address``; None where it does not answer in time."""
     try:
         with closing(Link(context, address, MAX_ECHO_FRAME_BYTES, pinned=pinned)) as link:
-            for size in sizes:
-                echo_s = measure_echo(link, size, PATH_WAIT_S, rounds=2, given_up=given_up)
-                if echo_s is None:
-                    return math.inf
-                total_s += echo_s
+            return measure_link(link, sizes, PATH_WAIT_S, given_up)
     except EdgeppError as error:
         log.debug("no path to %s: %s", address, error)
-        return math.inf
-    return total_s
+        return None

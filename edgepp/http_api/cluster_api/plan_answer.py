@@ -16,10 +16,11 @@ from edgepp.http_api.failures import RequestError
 from edgepp.model.catalogue.cards import catalogue
 from edgepp.plan import hardware
 from edgepp.plan.cluster_spec import ClusterSpec, Node
-from edgepp.plan.describe_cluster import from_status, read_nodes
+from edgepp.plan.describe_cluster import read_nodes
 from edgepp.plan.forecast import forecast
 from edgepp.plan.json_report import forecast_dict, unfit_dict
 from edgepp.plan.layout import ClusterQuestion
+from edgepp.plan.live_cluster import from_status
 from edgepp.plan.machines import Workload
 from edgepp.plan.planned_model import read_model, same_model
 from edgepp.plan.quantities import parse_link

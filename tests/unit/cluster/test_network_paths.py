@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 import pytest
 
 from edgepp.cluster.discovery import network_paths
 from edgepp.cluster.discovery.network_interfaces import Interface
 from edgepp.wire.address import Address
+from edgepp.wire.link_rate import Echoes
 
 MINE = (
     Interface("wlan0", "192.168.1.7", ipaddress.ip_network("192.168.1.0/24"), virtual=False),
@@ -36,3 +38,30 @@ def test_paths_are_the_first_address_of_each_interface(
     monkeypatch.setattr(network_paths, "interfaces", lambda: MINE)
     found = network_paths.paths([Address(host, 5700) for host in hosts])
     assert [address.host for address in found] == expected
+
+
+WIFI, CABLE, ELSEWHERE = (Address(host, 5700) for host in ("192.168.1.8", "169.254.9.9", "10.0.0.1"))
+SLOW, FAST = Echoes(0.004, 0.2, 1 << 18), Echoes(0.0003, 0.005, 1 << 18)
+
+
+@pytest.mark.parametrize(
+    ("answers", "first", "echoes"),
+    [
+        ({WIFI: SLOW, CABLE: FAST}, CABLE, FAST),
+        ({WIFI: FAST, CABLE: SLOW}, WIFI, FAST),
+        ({CABLE: SLOW}, CABLE, SLOW),
+        ({}, WIFI, None),
+    ],
+)
+def test_the_fastest_path_comes_first_with_what_was_measured_of_it(
+    answers: dict[Address, Echoes], first: Address, echoes: Echoes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_paths, "interfaces", lambda: MINE)
+    monkeypatch.setattr(network_paths, "_echoes", lambda _, address, *__: answers.get(address))
+    context: Any = None
+    found = network_paths.fastest_first(context, [WIFI, ELSEWHERE, CABLE], None, (2048, 1 << 18))
+    assert found.addresses[0] == first
+    assert sorted(map(str, found.addresses)) == sorted(map(str, (WIFI, ELSEWHERE, CABLE)))
+    assert found.echoes == echoes
+    alone = network_paths.fastest_first(context, [WIFI, ELSEWHERE], None, (2048, 1 << 18))
+    assert alone == ([WIFI, ELSEWHERE], None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgepp.cluster.membership import Membership
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.planner import Planner
@@ -26,7 +28,7 @@ class Cluster:
         self.members = Membership()
         self.now_s = 0.0
 
-    def join(self, node: str, memory: int = 1_000_000_000, incarnation: int = 1, **changes: int) -> None:
+    def join(self, node: str, memory: int = 1_000_000_000, incarnation: int = 1, **changes: Any) -> None:
         news = facts(incarnation, name=node[:1], memory_bytes=memory, **changes)
         assert self.members.enrol(node, node, news, node.encode(), f"10.0.0.{node[0]}", self.now_s) == ""
 

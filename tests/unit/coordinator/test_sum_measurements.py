@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.rank_loads import nodes_of
 from edgepp.coordinator.sum_measurements import FIRST_RETRY_S, MEASURE_S, SumMeasurements
+from edgepp.model.catalogue.cards import find
+from edgepp.placement.types import ModelSize, PlacementRequest
 from edgepp.wire.messages.rank_meetings import MeasureSum, RankAt, RankListens, SumMeasured
 from tests.unit.coordinator.planned_cluster import HERE, MINI, Cluster
 
@@ -88,3 +91,37 @@ def test_reports_that_belong_to_no_measurement_change_nothing(cluster: Cluster) 
     found.measured(second, SumMeasured(orders[second].group, 5, 64, 500, ""), 1.0)
     found.measured(HERE, SumMeasured(orders[HERE].group + 1, 5, 64, 500, ""), 1.0)
     assert cluster.planner.sums == {}
+
+
+LARGE = ModelSize.of(find("llama-3.2-1b-4bit"))
+SLOW_NS, FAST_NS = 5_000_000, 250_000
+
+
+def end(found: SumMeasurements, orders: dict[str, MeasureSum], now_s: float, row_ns: int) -> None:
+    """End the measurement that has the ``orders``: a sum of one row takes ``row_ns`` nanoseconds."""
+    first = next(node for node, order in orders.items() if order.rank == 0)
+    width = orders[first].width
+    found.measured(first, SumMeasured(orders[first].group, row_ns, 64, row_ns + 63 * width * 36, ""), now_s)
+
+
+def test_a_cable_is_measured_and_stages_become_a_group(cluster: Cluster) -> None:
+    cluster.planner.change_model("large", PlacementRequest(LARGE, 2048, 1, "speed"))
+    found = SumMeasurements(cluster.members, cluster.planner)
+    end(found, begin(found), 0.0, SLOW_NS)
+    cluster.join(HERE, 600_000_000)
+    cluster.join(MINI, 800_000_000)
+    cluster.until_complete(10.0)
+    assert cluster.planner.plan is not None
+    assert len(cluster.planner.plan.stages) == 2, "neither machine holds the model alone"
+    assert begin(found, cluster.now_s) == {}
+    slow = dict(cluster.planner.sums)
+
+    cluster.join(MINI, 800_000_000, addresses="10.0.0.2,169.254.9.9")
+    orders = begin(found, cluster.now_s)
+    assert cluster.planner.sums == slow, "what was known counts until the cable is measured"
+    end(found, orders, cluster.now_s, FAST_NS)
+    found.step(cluster.now_s, idle=True)
+    cluster.after(3.0)
+    [(group, layers)] = cluster.planner.plan.stages
+    assert len(layers) == LARGE.layers
+    assert nodes_of(group) == {HERE, MINI}
