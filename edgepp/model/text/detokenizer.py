@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from edgepp.errors import ModelError
+from edgepp.model.text.decoder_growth import check_growth
 
 
 class Detokenizer:
@@ -187,7 +188,7 @@ def _steps(definition: Mapping[str, Any] | None) -> list[_Step]:
     if definition is None:
         return [_PerToken(lambda token: " " + token)]
     chain = definition["decoders"] if definition["type"] == "Sequence" else [definition]
-    _check_growth(chain)
+    check_growth(chain)
     steps: list[_Step] = []
     is_joined = False  # whether the decoders that follow get the whole text as one token
     for one in chain:
@@ -200,26 +201,6 @@ def _steps(definition: Mapping[str, Any] | None) -> list[_Step]:
         steps.append(step)
         is_joined = is_joined or one["type"] in ("Fuse", "ByteLevel")
     return steps
-
-
-def _check_growth(chain: Sequence[Mapping[str, Any]]) -> None:
-    """Check that the decoders make no text much longer: forty that double it would fill the memory with one token.
-
-    Raises:
-        ModelError: they do, or there are absurdly many.
-    """
-    growth = 1.0
-    for one in chain:
-        match one:
-            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
-                growth *= max(1.0, len(new) / max(1, len(old)))
-            case {"type": "BPEDecoder", "suffix": ""} | {"type": "CTC", "word_delimiter_token": ""}:
-                growth *= 2
-    if len(chain) > _MAX_STEPS or growth > _MAX_GROWTH:
-        raise ModelError(
-            f"its tokenizer has {len(chain)} decoders that make a token up to {growth:.0f} times as long",
-            "use another model, or one of `edgepp models list`",
-        )
 
 
 def _token_step(one: Mapping[str, Any]) -> _Step | None:
@@ -287,8 +268,6 @@ def _alphabet() -> dict[str, int]:
 
 
 BYTE_OF_CHARACTER = _alphabet()
-_MAX_STEPS = 64
-_MAX_GROWTH = 16.0
 _MAX_OLD = 64  # characters of a replaced string, held back until it is decided
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLEANUP = (
