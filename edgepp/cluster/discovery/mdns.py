@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["SERVICE", "Announcement", "Announcer", "Browser", "discover"]
 
 SERVICE = "_edgepp._tcp.local."
-_MAX_NAMES = 1024  # of coordinators, true and false; bounds the memory and time that a flood of names takes
+_MAX_NAMES = 256  # of coordinators, true and false; reading the records of one takes up to 3 ms, of all at each look
 _TTL_S = 1200  # browsers ask again after three quarters of it; zeroconf accepts no less than 1125 s
 _RESOLVE_MS = 1000
 _MAX_RESOLVES = 6
