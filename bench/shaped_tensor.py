@@ -72,9 +72,8 @@ def _link(options: argparse.Namespace, delay_ms: float, layers: int) -> dict[str
         with hosts.cluster(("--policy", "speed"), ()) as cluster:
             status = cluster.settled()
             chosen = _way_of(status)
-            for turn in range(_ANSWERS_BEFORE):
-                cluster.ask(turn, options.prompt_tokens, options.gen)
-            predicted = _predicted(cluster.settled(), options)
+            before = [cluster.ask(turn, options.prompt_tokens, options.gen) for turn in range(_ANSWERS_BEFORE)]
+            predicted = _predicted(cluster.settled(), int(before[-1]["prompt_tokens"]), options.gen)
         found = {way: _measure(options, hosts, way, layers) for way in WAYS}
     best = max(found, key=lambda way: found[way]["decode_tokens_per_s"])
     rates = {way: one["decode_tokens_per_s"] for way, one in found.items()}
@@ -104,10 +103,13 @@ def _way_of(status: dict[str, Any]) -> str:
     return "pipeline" if len({stage["node_id"] for stage in status["stages"]}) > 1 else "one"
 
 
-def _predicted(status: dict[str, Any], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """What `edgepp plan` predicts of each way on a live cluster; of a machine alone, of that one way."""
-    model = read_model(options.model)
-    question = ClusterQuestion(model, Workload(options.prompt_tokens, options.gen, (1,)), context=status["context"])
+def _predicted(status: dict[str, Any], prompt: int, answer: int) -> dict[str, dict[str, float]]:
+    """What `edgepp plan` predicts of each way on a live cluster; of a machine alone, of that one way.
+
+    ``prompt`` and ``answer`` are numbers of tokens.
+    """
+    model = read_model(status["model"])
+    question = ClusterQuestion(model, Workload(prompt, answer, (1,)), context=status["context"])
     cluster = from_status(status, model.size)
     layouts = {way.name: way.layout for way in ways(question, cluster)} or {"one": make_layout(question, cluster)}
     return {
@@ -133,7 +135,8 @@ def _measure(options: argparse.Namespace, hosts: TwoHosts, way: str, layers: int
             raise EdgeppError(f"the cluster for '{way}' runs its model as '{ran}'")
         cluster.ask(0, options.prompt_tokens, options.gen)  # warms up
         answers = [cluster.ask(turn, options.prompt_tokens, options.gen) for turn in range(1, options.rounds + 1)]
-        found: dict[str, Any] = {"predicted_running": _predicted(cluster.settled(), options)[way]}
+        prompt = int(answers[-1]["prompt_tokens"])
+        found: dict[str, Any] = {"predicted_running": _predicted(cluster.settled(), prompt, options.gen)[way]}
     for name in ("decode_tokens_per_s", "ttft_s"):
         values = [float(answer[name]) for answer in answers]
         found |= {name: statistics.median(values), f"{name}_range": [min(values), max(values)]}
