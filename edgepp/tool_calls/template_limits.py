@@ -110,7 +110,8 @@ class TemplateLimits:
             call_names=takes_calls and not _shows(render, _called(call_id), "apple", "weigh_fruit", tools=True),
             calls=not takes_calls,
             results=not takes_calls and not _shows(render, _result_of_text(), "cherry", "melon", tools=True),
-            call_text=takes_calls and not _shows(render, _called(call_id, text="cherry"), "cherry", tools=True),
+            call_text=takes_calls
+            and not _shows(render, _called(call_id, text="cherry"), "cherry", "quince", tools=True),
             tools=not _shows(render, [_user("apple")], "weigh_fruit", tools=True),
             moving_tools=_shows(render, longer[1:], "cherry", "weigh_fruit", tools=True),
         )
