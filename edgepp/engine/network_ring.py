@@ -95,8 +95,7 @@ class NetworkRing:
         self.is_awake = False
         """Whether ``poll`` waits for results without sleeping."""
         self._mailboxes: list[Mailbox[Any]] = []
-        self._awake_until_s = 0.0
-        """Monotonic time until which to wait without sleeping where steps are in the ring."""
+        self._awake_until_s = 0.0  # monotonic; until then, wait without sleeping where steps are in the ring
         self._looked_s = self._read_s = 0.0
         """When the stages were last looked at, and when ``_has_come`` last read all sockets."""
         try:
@@ -256,6 +255,9 @@ class NetworkRing:
     def _returned(self, message: Hidden | Batch, tensor: list[memoryview], received_s: float) -> None:
         """Take an answer of the last stage, which came at ``received_s``."""
         if message.epoch != self._epoch:
+            return
+        if not self._outstanding.is_next(message.serial):  # it must not be taken for the one that was lost
+            self._fail(StageLost(f"an answer of {self.stages[-1]} was lost on its way"))
             return
         answered = self._outstanding.answered(message, time.monotonic())
         if answered is None:

@@ -53,6 +53,8 @@ class OutstandingSteps:
         """``times`` holds the seconds that earlier steps took, and learns from the steps of this ring."""
         self._times = times
         self._steps: dict[int, OutstandingStep] = {}
+        self._num_answers = 0
+        """Answers that the last stage has sent, by their serial numbers."""
         self._progress_s = 0.0
         """When a step last came back, or was sent into an empty ring."""
 
@@ -73,20 +75,39 @@ class OutstandingSteps:
         awaited = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
         self._steps[number] = OutstandingStep(step, awaited, sent_s, now_s, cost, reconnects)
 
+    def is_next(self, serial: int) -> bool:
+        """Whether the answer ``serial`` follows the last one that came; False for good once an answer was lost.
+
+        Raises:
+            RemoteProtocolError: the answer, or a later one, has come before.
+        """
+        if serial < self._num_answers:
+            raise RemoteProtocolError(f"answer {serial} came after answer {self._num_answers - 1}")
+        follows = serial == self._num_answers
+        self._num_answers += follows
+        return follows
+
     def answered(self, message: Hidden | Batch, now_s: float) -> OutstandingStep | None:
         """The step that ``message`` answers; None where all sequences of that step were cancelled meanwhile.
 
         The step awaits no further answer afterwards, and neither does any earlier one.
 
         Raises:
-            RemoteProtocolError: the step was answered already, or asked for other rows.
+            RemoteProtocolError: the step was answered already, asked for other rows, or an earlier step of the same
+                sequence was not answered.
         """
         found = self._steps.get(message.step)
         if found is None:
             return None
         if found.overtaken_s or not found.is_answered_by(message):
             raise RemoteProtocolError("an answer to a step that was answered already, or to another one")
-        found.awaited.difference_update(message.sequences if isinstance(message, Batch) else (message.sequence,))
+        sequences = message.sequences if isinstance(message, Batch) else (message.sequence,)
+        for number, step in self._steps.items():
+            if number >= message.step:
+                break
+            if not step.awaited.isdisjoint(sequences):
+                raise RemoteProtocolError("an answer to a step, and none to an earlier step of the same sequence")
+        found.awaited.difference_update(sequences)
         self._times.add(found.cost, now_s - max(found.began_s, self._progress_s))
         self._progress_s = now_s
         for number, step in list(self._steps.items()):

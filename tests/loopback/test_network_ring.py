@@ -5,6 +5,7 @@ The fake stands in because a healthy process cannot have a wedged compute thread
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,8 @@ class WedgedStage(threading.Thread):
         self._data = Listener(self._context, HERE, 1 << 20)
         self._stopping = threading.Event()
         self._busy_us = 0
+        self._num_answers = 0
+        """Answers to hidden states in the present ring, lost ones included."""
         port = self._data.address.port
         welcome = Welcome(
             "fake", 1, port, "m", "f" * 16, "", 0, 4, 4, 8, 64, "onnx", "cpu", "float32", False, 8, 1, 100, 100, True
@@ -65,7 +68,8 @@ class WedgedStage(threading.Thread):
                     rows = len(answer.sequences) if isinstance(answer, Batch) else None
                     tensor = [frame[: rows and rows * ROW.nbytes] for frame in frames[1:]]
                     if isinstance(answer, Hidden | Batch):
-                        answer = answer._replace(checksum=codec.checksum(tensor))
+                        answer = answer._replace(checksum=codec.checksum(tensor), serial=self._num_answers)
+                        self._num_answers += 1
                     reader.send(sender.route, [encode(answer), *tensor])
 
     def _answer(self, message: Message) -> Message | None:
@@ -73,6 +77,7 @@ class WedgedStage(threading.Thread):
             case Hello():
                 return self._welcome
             case Attach():
+                self._num_answers = 0
                 return Attached(message.epoch, 10, 0)
             case Ping():
                 return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0, 0, 7, 9, 1)
@@ -272,9 +277,52 @@ def test_rows_that_never_come_back_lose_the_stage(monkeypatch: pytest.MonkeyPatc
         ring.send(BATCH)
         failed = None
         while not isinstance(failed, Failed):
-            ring.send(STEP)
+            ring.send(replace(STEP, sequence=3))
             failed = next((event for event in ring.poll(0.1) if isinstance(event, Failed)), None)
         assert "left out a part of an answer" in str(failed.error)
+    finally:
+        ring.close()
+        stage.stop()
+
+
+class LosingStage(WedgedStage):
+    """A stage whose answer to step 1 is lost on its way; with ``skips``, the stage does not compute that step."""
+
+    def __init__(self, *, skips: bool) -> None:
+        super().__init__()
+        self._skips = skips
+
+    def computed(self, message: Forward | Batch) -> Message | None:
+        assert isinstance(message, Forward)
+        if message.step == 1:
+            self._num_answers += not self._skips
+            return None
+        return Hidden(message.epoch, message.sequence, message.step, 1, 8, "float32", "none", (5,))
+
+
+@pytest.mark.parametrize(
+    ("skips", "sequence", "error"),
+    [
+        (False, 1, "an answer of stage 0 .* was lost on its way"),
+        (False, 2, "an answer of stage 0 .* was lost on its way"),
+        (True, 1, "none to an earlier step of the same sequence"),
+    ],
+)
+def test_no_answer_is_taken_for_the_lost_one_before_it(skips: bool, sequence: int, error: str) -> None:
+    """Steps of one sequence follow each other where guesses are in flight, and their tokens are told by their order."""
+    stage = LosingStage(skips=skips)
+    stage.start()
+    ring = NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
+    try:
+        for position, of in enumerate((1, sequence, 1)):
+            ring.send(replace(STEP, sequence=of, position=position))
+        events: list[RingEvent] = []
+        while not (events and isinstance(events[-1], Failed)):
+            events += ring.poll(0.1)
+        first, failed = events
+        assert isinstance(first, Returned)
+        assert isinstance(failed, Failed)
+        assert re.search(error, str(failed.error))
     finally:
         ring.close()
         stage.stop()
