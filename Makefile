@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Python compiles what is imported, once; to compile all that the test tools bring takes a minute.
+INSTALL := $(PIP) --no-compile
 
 # Tests start hundreds of processes, each of which would compile edgepp again where compiled files are not kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -91,16 +93,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@echo "installing edgepp into $(VENV)"
-	@$(PIP) --editable .
+	@$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
 	@tests/install_packages.sh
 	@echo "installing edgepp and its test tools into $(VENV)"
-	@$(PIP) --editable '.[dev,clients]'
+	@$(INSTALL) --editable '.[dev,clients]'
 	@touch $@ $(VENV)/.ready
 
 $(VENV)/.ready-fuzz: $(VENV)/.ready-dev
 	@echo "installing atheris into $(VENV)"
-	@$(PIP) --editable '.[dev,fuzz]'
+	@$(INSTALL) --editable '.[dev,fuzz]'
 	@touch $@

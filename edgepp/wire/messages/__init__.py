@@ -52,6 +52,7 @@ on, and the coordinator ignores the result if there is one. Frames that rebuild 
 
 Each sender numbers the frames ``Forward``, ``Batch`` and ``Hidden`` of an epoch on its link from 0 (``serial``). A
 stage that sees a gap sends ``FrameLost`` and computes the frame; it drops and counts a frame whose number is not new.
+The coordinator gives the ring up at a gap, and at an answer to a step of a sequence whose earlier step has none.
 
 Frames of traced requests carry the times at which each stage handled them (``wire.frame_marks``); ``Ping`` and ``Pong``
 carry the times that show how the clocks of coordinator and stages differ.
