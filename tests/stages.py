@@ -134,7 +134,7 @@ class Stage:
         """Let a frame wait in the socket, with the number of the first that waits there unless it has one."""
         ring = self.compute._rings.by_epoch.get(frame.epoch)
         if ring is not None and not frame.serial:
-            frame = frame._replace(serial=ring._received)
+            frame = frame._replace(serial=ring.arrivals.next_serial)
         tensor = np.asarray(hidden, np.float32).tobytes()
         frame = frame._replace(checksum=frame.checksum or zlib.crc32(tensor))
         self.data.put(sender, [encode(frame), tensor])

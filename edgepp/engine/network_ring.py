@@ -30,6 +30,7 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.field_types import MAX_TOKENS, LinkCodec
+from edgepp.wire.frame_arrivals import FrameArrivals
 from edgepp.wire.mailbox import AWAKE_S, Mailbox, Poller, wait_awake
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
@@ -87,7 +88,7 @@ class NetworkRing:
         self._peers: list[Peer] = []
         self._links: RingLinks | None = None
         self._events: list[RingEvent] = []
-        self._numbers = itertools.count()
+        self._numbers, self._answers = itertools.count(), FrameArrivals()
         self.step_times = step_times or StepTimes()
         """What steps took."""
         self._outstanding = OutstandingSteps(self.step_times)
@@ -256,7 +257,7 @@ class NetworkRing:
         """Take an answer of the last stage, which came at ``received_s``."""
         if message.epoch != self._epoch:
             return
-        if not self._outstanding.is_next(message.serial):  # it must not be taken for the one that was lost
+        if self._answers.arrived(message.serial):  # it must not be taken for the one that was lost
             self._fail(StageLost(f"an answer of {self.stages[-1]} was lost on its way"))
             return
         answered = self._outstanding.answered(message, time.monotonic())
@@ -283,16 +284,9 @@ class NetworkRing:
             case Rebuilt(epoch=self._epoch):
                 self._events.append(SequenceRebuilt(index, message.sequence, message.length))
             case FrameLost(epoch=self._epoch):
-                self._lose_frame(index, message.stage)
+                self._fail(self._watch.frame_lost(index, message.stage))
             case Refused():
                 raise RemoteProtocolError(message.reason)
-
-    def _lose_frame(self, teller: int, stage: int) -> None:
-        """Give up the ring: its stage ``teller`` says that a frame did not reach ``stage``, itself or the next one."""
-        if stage == teller:
-            self._fail(StageLost(f"a frame did not reach {self.stages[stage]}"))
-        elif stage == teller + 1 < len(self.stages):
-            self._fail(StageLost(f"{self.stages[stage]} is gone: the previous stage cannot reach this stage any more"))
 
     def _fail(self, error: StageError | None) -> None:
         if error is not None and not self._failed:

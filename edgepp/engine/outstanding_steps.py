@@ -53,8 +53,6 @@ class OutstandingSteps:
         """``times`` holds the seconds that earlier steps took, and learns from the steps of this ring."""
         self._times = times
         self._steps: dict[int, OutstandingStep] = {}
-        self._num_answers = 0
-        """Answers that the last stage has sent, by their serial numbers."""
         self._progress_s = 0.0
         """When a step last came back, or was sent into an empty ring."""
 
@@ -74,18 +72,6 @@ class OutstandingSteps:
             self._progress_s = now_s
         awaited = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
         self._steps[number] = OutstandingStep(step, awaited, sent_s, now_s, cost, reconnects)
-
-    def is_next(self, serial: int) -> bool:
-        """Whether the answer ``serial`` follows the last one that came; False for good once an answer was lost.
-
-        Raises:
-            RemoteProtocolError: the answer, or a later one, has come before.
-        """
-        if serial < self._num_answers:
-            raise RemoteProtocolError(f"answer {serial} came after answer {self._num_answers - 1}")
-        follows = serial == self._num_answers
-        self._num_answers += follows
-        return follows
 
     def answered(self, message: Hidden | Batch, now_s: float) -> OutstandingStep | None:
         """The step that ``message`` answers; None where all sequences of that step were cancelled meanwhile.

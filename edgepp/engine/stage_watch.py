@@ -112,6 +112,17 @@ class StageWatch:
                 return StageLost(f"{self._stages[index]} is gone: nothing listens at its port any more", gone=index)
         return None
 
+    def frame_lost(self, teller: int, stage: int) -> StageLost | None:
+        """The loss that the stage ``teller`` tells of: a frame did not reach ``stage``, itself or the next one.
+
+        None where ``stage`` is neither.
+        """
+        if stage == teller:
+            return StageLost(f"a frame did not reach {self._stages[stage]}")
+        if stage == teller + 1 < len(self._stages):
+            return StageLost(f"{self._stages[stage]} is gone: the previous stage cannot reach this stage any more")
+        return None
+
     def overdue(self) -> StageLost | None:
         """The loss of a stage that has not answered in time, or of a step; call this after the messages were taken."""
         now_s = time.monotonic()

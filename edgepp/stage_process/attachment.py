@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.frames import Frame
 from edgepp.wire.codec_choice import CodecChoice
+from edgepp.wire.frame_arrivals import FrameArrivals
 from edgepp.wire.messages.control import Attach
 from edgepp.wire.messages.data import Forward
 from edgepp.wire.transport import Link
@@ -37,8 +38,8 @@ class Attachment:
     codec: CodecChoice
     unsent: deque[UnsentFrame] = field(default_factory=deque)
     """Oldest first."""
-    _received: int = 0
-    """Serial number of the next frame of the previous stage."""
+    arrivals: FrameArrivals = field(default_factory=FrameArrivals)
+    """Frames of the previous stage."""
     _sent: int = 0
 
     @property
@@ -50,18 +51,6 @@ class Attachment:
     def route(self) -> bytes:
         """Route of the coordinator's data connection, to which the last stage sends."""
         return bytes.fromhex(self.message.route)
-
-    def arrived(self, serial: int) -> bool:
-        """Note the arrival of the frame ``serial``; whether frames before it are missing.
-
-        Raises:
-            RemoteProtocolError: The frame, or a later one, has arrived before.
-        """
-        if serial < self._received:
-            raise RemoteProtocolError(f"frame {serial} came after frame {self._received - 1} of the same link")
-        missing = serial > self._received
-        self._received = serial + 1
-        return missing
 
     def next_serial(self) -> int:
         """Serial number of the next frame that this stage sends."""

@@ -198,7 +198,7 @@ class ComputeThread:
         ring = self._rings[frame.epoch]
         if sender.key != ring.message.previous_key:
             raise RemoteProtocolError("a frame of another sender than the previous stage")
-        if ring.arrived(frame.serial):
+        if ring.arrivals.arrived(frame.serial):
             self._report_lost(ring)
         try:
             check_frame(ring, frame, self.runner.model.hidden_size, has_head=self.runner.has_head)

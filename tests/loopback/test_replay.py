@@ -226,10 +226,10 @@ def test_a_stranger_moves_no_serial_number(stage: Stage) -> None:
 
 def test_serial_numbers_count_up() -> None:
     ring = Attachment(ATTACH, b"c", None, CodecChoice("none", 0))
-    assert [ring.arrived(serial) for serial in (0, 1, 4, 5)] == [False, False, True, False]
+    assert [ring.arrivals.arrived(serial) for serial in (0, 1, 4, 5)] == [False, False, True, False]
     for old in (5, 4, 0):
         with pytest.raises(RemoteProtocolError, match="came after frame 5"):
-            ring.arrived(old)
+            ring.arrivals.arrived(old)
     assert [ring.next_serial() for _ in range(3)] == [0, 1, 2]
 
 
