@@ -1,7 +1,7 @@
 """The `edgepp` command, or with the first argument ``stage`` its stage process, which notes when recovery takes steps.
 
 Each process appends JSON lines (what, at_s in monotonic seconds of the machine) to a file in the folder EDGEPP_MARKS,
-if that is set. EDGEPP_WITHOUT=log lets stages work without boundary log and without counting frames.
+if that is set. EDGEPP_WITHOUT=log lets stages work without boundary log.
 """
 
 from __future__ import annotations
@@ -40,19 +40,26 @@ def marked(owner: Any, name: str, before: str = "", after: str = "") -> None:
     setattr(owner, name, wrapper)
 
 
+def without(owner: Any, name: str) -> None:
+    """Let ``owner.name`` do nothing.
+
+    Raises:
+        AttributeError: There is no such function.
+    """
+    getattr(owner, name)
+    setattr(owner, name, lambda *_: None)
+
+
 def _stage() -> None:
     mark("stage process began")
     from edgepp.stage_process import main
-    from edgepp.stage_process.attachment import Attachment
     from edgepp.stage_process.boundary_log import BoundaryLog
 
     marked(main, "load_layers", "stage imported", "stage has weights")
     marked(main, "measure_speed", after="stage has measured its speed")
     if os.environ.get("EDGEPP_WITHOUT") == "log":
-        changed: Any = BoundaryLog
-        changed.record = changed.fork = lambda *_: None
-        changed = Attachment
-        changed.arrived, changed.next_serial = lambda *_: False, lambda *_: 0
+        for name in ("record", "fork"):
+            without(BoundaryLog, name)
     main.main()
 
 

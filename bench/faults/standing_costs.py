@@ -60,7 +60,7 @@ def _options(options: argparse.Namespace, *, keep_copies: bool) -> PipelineOptio
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """Let the stage processes that are started meanwhile keep no log, and not count frames."""
+    """Let the stage processes that are started meanwhile keep no log."""
     changed: Any = stage_handle
     usual, os.environ["EDGEPP_WITHOUT"] = changed.python_command, "log"
     changed.python_command = stage_command
