@@ -82,23 +82,32 @@ def home_for_a_module() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def frozen_modules() -> Iterator[None]:
+def frozen_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     """Exempt what was imported from collections of garbage, which are asked for below and cost 0.4 s otherwise."""
     gc.freeze()
     yield
     gc.unfreeze()
+    if _asks_by_sdks(request.path):
+        _collect_quietly()
 
 
 @pytest.fixture(autouse=True)
 def sockets_of_sdks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Collect what the SDKs of some clients leave to the collector, before a later test is told of it."""
     yield
-    parts = request.path.parts
-    if "unit" not in parts and ("http" in request.path.name or "http_api" in parts):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
-            gc.freeze()  # what lives on is not looked at again by each test of the module
+    if _asks_by_sdks(request.path):
+        _collect_quietly()
+        gc.freeze()  # what lives on is not looked at again by each test of the module
+
+
+def _asks_by_sdks(module: Path) -> bool:
+    return "unit" not in module.parts and ("http" in module.name or "http_api" in module.parts)
+
+
+def _collect_quietly() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
