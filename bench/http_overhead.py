@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.shared("model", "stages", "threads", "backend", rounds=20)
     parser.add_argument("--streams", type=count, default=8, help="streams at once (%(default)s)")
     parser.add_argument("--words", type=count, default=50, help="words of a story of a stream (%(default)s)")
+    parser.add_argument("--firsts", type=count, default=8, help="lone requests per round and side (%(default)s)")
     return parser.parse_args()
 
 
@@ -64,8 +65,10 @@ def _rounds(
             return runner.run(load.ask_at_once(groups[what], first_words))
         return runner.run(ask_at_once(asked, groups[what], first_words))
 
-    cases = [(what, side) for what in groups for side in SIDES]
-    return interleave({case: partial(answers, case) for case in cases}, options.rounds)
+    found: dict[Case, list[list[ObservedAnswer]]] = {}
+    for what, rounds in (("first", options.rounds * options.firsts), ("streams", options.rounds)):
+        found |= interleave({(what, side): partial(answers, (what, side)) for side in SIDES}, rounds)
+    return found
 
 
 def figures(found: dict[Case, list[list[ObservedAnswer]]]) -> Result:
