@@ -112,6 +112,7 @@ class Aiperf:
             *("--input-file", str(folder / "prompts.jsonl"), "--custom-dataset-type", "single_turn"),
             *("--concurrency", str(group.requests), "--request-count", str(group.requests)),
             *("--extra-inputs", json.dumps(body), "--output-artifact-dir", str(folder / "out")),
+            *("--no-server-metrics", "--no-gpu-telemetry"),  # polled three times per second, besides the load
         ]
         environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         try:
