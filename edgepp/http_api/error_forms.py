@@ -9,7 +9,7 @@ from edgepp.http_api.openai_api import errors as openai
 
 _FORMS = (
     (("/v1/messages", "/messages"), anthropic.FORM),
-    (("/api/", "/ollama/"), ollama.FORM),
+    (("/api/",), ollama.FORM),
 )
 
 

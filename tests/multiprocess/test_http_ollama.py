@@ -141,7 +141,9 @@ def test_loading_and_unloading_are_acknowledged(http_cluster: HttpCluster) -> No
     assert http_cluster.get("/api/ps").json()["models"]
 
 
-@pytest.mark.parametrize("path", ["/ollama/api/tags", "/api/v1/api/tags", "//api/tags", "/api/tags/"])
+@pytest.mark.parametrize(
+    "path", ["/ollama/api/tags", "/ollama/api/api/tags", "/api/v1/api/tags", "//api/tags", "/api/tags/"]
+)
 def test_other_spellings_of_a_path(http_cluster: HttpCluster, path: str) -> None:
     assert http_cluster.get(path).json()["models"][0]["name"] == TAGGED
 

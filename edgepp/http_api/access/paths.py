@@ -1,4 +1,4 @@
-"""Paths as clients write them: whole URLs, double and trailing slashes, and prefixes given twice."""
+"""Paths as clients write them: whole URLs, double and trailing slashes, and the bases of other servers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 _SLASHES = re.compile("/{2,}")
 _URL = re.compile(rb"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
-_PREFIXES = (
-    ("/v1/v1/", "/v1/"),  # a base URL that ends in /v1, for a client that adds it
-    ("/v1/api/", "/api/"),
-)
+_WRONG_BASE = re.compile(r"(?:/(?:ollama|openai|anthropic|api|v1))*(?=/(?:api|v1)/)|/(?:ollama|openai|anthropic)(?=/)")
+"""Bases of other servers, as in ``/api/v1`` or ``/openai/v1``, and bases whose ending the client adds once more."""
 
 
 class Paths:
@@ -45,7 +43,5 @@ def _without_authority(scope: Scope) -> Scope:
 def plain(path: str) -> str:
     """``path`` in the form in which routes are declared."""
     path = _SLASHES.sub("/", path)
-    for prefix, meant in _PREFIXES:
-        if path.startswith(prefix):
-            path = meant + path.removeprefix(prefix)
-    return path.rstrip("/") or "/"
+    base = _WRONG_BASE.match(path)
+    return (path[base.end() :] if base else path).rstrip("/") or "/"

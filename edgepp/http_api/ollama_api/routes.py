@@ -1,4 +1,4 @@
-"""The routes of Ollama's API, at the root and below the wrong bases that people give their clients."""
+"""The routes of Ollama's API."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute
 
-from edgepp.http_api.endpoint import error_response, request_id
-from edgepp.http_api.failures import RequestError
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.ollama_api import models
 from edgepp.http_api.ollama_api.chat import ChatRequest, chat
@@ -42,32 +39,11 @@ _OPERATIONS: tuple[tuple[str, str, ServiceHandler, str, Any], ...] = (
     ("HEAD", "/api/blobs/{digest}", models.unsupported, "not allowed", None),
 )
 """Method, path, handler, summary and type of the body; starlette answers HEAD wherever there is GET."""
-_WRONG_BASES = ("/ollama/api/api", "/ollama/api", "/api/v1/api")
 
 
 def routes(service: ModelService) -> list[BaseRoute]:
     """The routes of Ollama's API over ``service``."""
-    right = [
+    return [
         Operation(method, path, partial(handler, service), FORM, summary=summary, body=body)
         for method, path, handler, summary, body in _OPERATIONS
     ]
-    rewritten = _Rewritten(right)
-    wrong = [Route(f"{base}/{{rest:path}}", rewritten, include_in_schema=False) for base in _WRONG_BASES]
-    return [*right, *wrong]
-
-
-class _Rewritten:
-    """An application that sends a request below a wrong base to the route that its client means."""
-
-    def __init__(self, right: list[Operation]) -> None:
-        self._right = right
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = f"/api/{scope['path_params']['rest']}"
-        meant = {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "path_params": {}}
-        for route in self._right:
-            match, found = route.matches(meant)
-            if match == Match.FULL:
-                return await route.handle({**meant, **found}, receive, send)
-        error = RequestError("not_found", f"there is no {scope['path']} here, and no {path}")
-        return await error_response(error, FORM, request_id(Request(scope)))(scope, receive, send)

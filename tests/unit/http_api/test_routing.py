@@ -48,9 +48,27 @@ def test_options_tell_the_methods() -> None:
     assert (found.status, found.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
 
 
-def test_slashes_and_a_doubled_prefix_lead_to_the_same_route() -> None:
-    for path in ("/v1/models", "/models", "//v1//models/", "/v1/v1/models"):
-        assert ask("GET", path).json["object"] == "list"
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models",
+        "/models",
+        "//v1//models/",
+        "/v1/v1/models",
+        "/api/v1/models",
+        "/openai/models",
+        "/ollama/v1/models",
+    ],
+)
+def test_slashes_and_bases_of_other_servers_lead_to_the_same_route(path: str) -> None:
+    assert ask("GET", path).json["object"] == "list"
+
+
+def test_an_error_below_a_wrong_base_has_the_form_of_the_api_that_is_meant() -> None:
+    assert "/api/nothing" in ask("POST", "/ollama/api/nothing").json["error"]
+    assert ask("GET", "/api/v1/nothing").json["error"]["code"] == "not_found"
+    assert ask("GET", "/api/v1/chat/completions").json["error"]["code"] == "method_not_allowed"
+    assert ask("GET", "/anthropic/v1/messages").json["type"] == "error"
 
 
 def test_a_path_is_repeated_in_part_and_without_control_characters() -> None:

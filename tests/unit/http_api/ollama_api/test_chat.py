@@ -33,17 +33,6 @@ def test_a_chat_is_streamed_unless_the_client_wants_it_whole() -> None:
     assert {**lines[-1], **timeless} == {**whole, **timeless}
 
 
-@pytest.mark.parametrize("path", ["/ollama/api/chat", "/ollama/api/api/chat", "/api/v1/api/chat"])
-def test_a_wrong_base_is_understood(path: str) -> None:
-    assert sent(served(), "POST", path, question(stream=False)).json()["message"]["content"] == "Hello"
-
-
-def test_a_wrong_path_below_a_wrong_base_is_an_error_in_json() -> None:
-    response = sent(served(), "POST", "/ollama/api/nothing")
-    assert response.status_code == 404
-    assert "/api/nothing" in response.json()["error"]
-
-
 @pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain"])
 def test_a_body_is_json_whatever_its_content_type_says(kind: str) -> None:
     response = sent(served(), "POST", "/api/chat", question(stream=False), headers={"content-type": kind})
