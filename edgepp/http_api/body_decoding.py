@@ -26,11 +26,13 @@ _STEP = re.compile(r"\.?([^.\[\]]+)|\[(?:(\d+)|\.\.\.)\]")
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _RANGE = re.compile(r"Expected `\w+` (of length )?([<>]=) (\S+)")
 _MAX_SHOWN = 40
+_MAX_WHOLE = 32
+"""Numbers of one body that may be whole although they are written with a decimal point."""
 _UNKNOWN = object()
 
 
 def decoded(body: bytes, kind: type[T]) -> T:
-    """The value of ``kind`` that ``body`` is as JSON; unknown fields are ignored.
+    """The value of ``kind`` that ``body`` is as JSON; unknown fields are ignored, and 40.0 is a whole number.
 
     Raises:
         RequestError: the body is no JSON, or a field is missing or has the wrong type.
@@ -39,8 +41,8 @@ def decoded(body: bytes, kind: type[T]) -> T:
         body = b" " * len(_MARK) + body[len(_MARK) :]  # blanks, so that places in the text stay right
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise _wrong_field(str(error), kind, _untyped(body), "") from error
+    except msgspec.ValidationError:
+        return _with_whole_numbers(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError("invalid_request", _no_json(body, error), "send one JSON object, as UTF-8") from error
 
@@ -55,6 +57,36 @@ def converted(value: Any, kind: Any, where: str) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise _wrong_field(str(error), kind, value, where) from error
+
+
+def _with_whole_numbers(body: bytes, kind: type[T]) -> T:
+    """The value of ``kind`` that ``body`` is, where some numbers are whole but written like ``40.0``.
+
+    Languages with one kind of number write them so. A float is taken for a whole number only where one is wanted.
+
+    Raises:
+        RequestError: a field is missing or has the wrong type.
+    """
+    value = _untyped(body)
+    for _ in range(_MAX_WHOLE):
+        try:
+            return msgspec.json.decode(body, type=kind) if value is _UNKNOWN else msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            _, path = _parted(str(error))
+            if not _made_whole(value, kind, _steps(path)):
+                raise _wrong_field(str(error), kind, value, "") from error
+    raise RequestError("invalid_request", "the body has too many whole numbers with a decimal point")
+
+
+def _made_whole(value: Any, kind: Any, steps: Steps) -> bool:
+    """Whether the number in ``value`` at the end of ``steps`` was like ``40.0``, and is the whole number now."""
+    came = _at(value, steps)
+    if not isinstance(came, float) or not came.is_integer() or not steps:
+        return False
+    if not any(isinstance(one, inspect.IntType) for one in _types(kind, steps)):
+        return False
+    _at(value, steps[:-1])[steps[-1]] = int(came)
+    return True
 
 
 def _untyped(body: bytes) -> Any:
@@ -90,14 +122,13 @@ def _is_lenient_json(text: str) -> bool:
 
 def _wrong_field(message: str, kind: Any, value: Any, where: str) -> RequestError:
     """The error that msgspec's ``message`` tells of ``value``, which is to be a ``kind``."""
-    found = _PATH.fullmatch(message)
-    sentence, path = (found["sentence"], found["path"]) if found else (message, "")
+    sentence, path = _parted(message)
     named, inside, _ = path.partition("[...]")
     place = where + (f".{named}" if where and named and not named.startswith("[") else named)
     if missing := _MISSING.fullmatch(sentence):
         place = f"{place}.{missing[1]}" if place else missing[1]
         return RequestError("invalid_request", f"{place} is missing", parameter=place)
-    steps = [name or (int(number) if number else None) for name, number in _STEP.findall(path)]
+    steps = _steps(path)
     types, came = _types(kind, steps), _at(value, steps)
     subject = f"a value in {place}" if inside else place or "the body"
     if "out of range" in sentence:
@@ -105,6 +136,16 @@ def _wrong_field(message: str, kind: Any, value: Any, where: str) -> RequestErro
     else:
         told = f"{subject} must {_demand(sentence, types)}{'' if came is _UNKNOWN else f', not {_shown(came)}'}"
     return RequestError("invalid_request", told, parameter=place or None)
+
+
+def _parted(message: str) -> tuple[str, str]:
+    """The sentence and the path of msgspec's ``message``."""
+    found = _PATH.fullmatch(message)
+    return (found["sentence"], found["path"]) if found else (message, "")
+
+
+def _steps(path: str) -> list[str | int | None]:
+    return [name or (int(number) if number else None) for name, number in _STEP.findall(path)]
 
 
 def _demand(sentence: str, types: Sequence[inspect.Type]) -> str:

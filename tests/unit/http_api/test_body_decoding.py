@@ -181,3 +181,41 @@ def test_no_sentence_speaks_of_python(kind: type[msgspec.Struct], data: st.DataO
         demand = f"must be (({what})( or )?)+|must be at (least|most) -?[0-9.]+"
         fault = f"is missing|is a number too large to be read|({demand})(, not .+)?"
         assert re.fullmatch(f"{subject} ({fault})", str(error), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (ChatBody, {"messages": [], "max_tokens": 40.0, "n": 2.0, "top_k": 1e1, "seed": -3.0, "top_logprobs": 0.0}),
+        (CompletionBody, {"prompt": [[1.0, 2], [3.0]], "logprobs": 1.0, "best_of": 2.0}),
+        (ResponsesBody, {"max_output_tokens": 1e300, "top_logprobs": 5.0}),
+        (MessagesBody, {"messages": [], "max_tokens": 1024.0, "top_k": 5.0}),
+        (ChatRequest, {"top_logprobs": 3.0, "options": {"num_predict": 40.0}}),
+    ],
+)
+def test_a_whole_number_may_have_a_decimal_point(kind: type[Any], body: dict[str, Any]) -> None:
+    value = decoded(msgspec.json.encode(body), kind)
+    for name, written in body.items():
+        assert getattr(value, name) == written
+        assert not isinstance(getattr(value, name), float)
+    if kind is ChatRequest:
+        assert isinstance(value.options["num_predict"], float)  # which the options themselves read
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ('"limit": 1.5', "limit must be a whole number, not 1.5"),
+        ('"limit": -2.0', "limit must be at least -1, not -2"),
+        ('"limit": 1.0, "name": 2.0', "name must be text, not 2.0"),
+        ('"limit": 1.0, "stream": 1.0', "stream must be true or false, not 1.0"),
+        ('"limit": 1e999', "limit is a number too large to be read"),
+    ],
+)
+def test_other_numbers_are_not_made_whole(fields: str, sentence: str) -> None:
+    assert sentence in str(refused(b'{"messages": [], %s}' % fields.encode()))
+
+
+def test_a_body_with_many_such_numbers_is_refused_soon() -> None:
+    with pytest.raises(RequestError, match="too many"):
+        decoded(msgspec.json.encode({"prompt": [1.0] * 100_000}), CompletionBody)
