@@ -61,7 +61,7 @@ def _names(frontend: ModelFrontend) -> list[str]:
 
 def plain_name(name: str) -> str:
     """A model's name without the tag ``latest``, in lower case: names that are equal so mean the same model."""
-    return name.removesuffix(LATEST_TAG).casefold()
+    return name.casefold().removesuffix(LATEST_TAG)
 
 
 def _num_parameters(shape: Shape) -> int:

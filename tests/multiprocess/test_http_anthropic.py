@@ -137,7 +137,20 @@ def test_a_prompt_that_is_too_long_is_told_with_both_numbers(client: anthropic.A
 
 def test_a_request_that_fills_the_cache_says_nothing(client: anthropic.Anthropic) -> None:
     message = ask(client, max_tokens=0)
-    assert (message.content, message.stop_reason) == ([], "max_tokens")
+    assert (message.content, message.stop_reason, message.usage.output_tokens) == ([], "max_tokens", 0)
+
+
+def test_errors_of_paths_that_apis_share_have_the_form_of_the_clients_api(client: anthropic.Anthropic) -> None:
+    refusals = (
+        lambda: client.models.retrieve("nothing"),
+        lambda: client.beta.files.list(),
+        lambda: client.completions.create(model="x", prompt="x", max_tokens_to_sample=1),
+    )
+    for refused in refusals:
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            refused()
+        assert caught.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+        assert caught.value.body["type"] == "error"  # type: ignore[index]
 
 
 def test_the_answer_may_ask_for_more_than_fits(client: anthropic.Anthropic) -> None:

@@ -337,7 +337,7 @@ def test_a_history_with_two_calls_at_once_is_read(sdk: openai.OpenAI) -> None:
 def test_every_name_of_the_model_is_answered(sdk: openai.OpenAI) -> None:
     (model,) = sdk.models.list().data
     assert model.model_extra is not None
-    for name in (*model.model_extra["aliases"], f"{MODEL}:latest"):
+    for name in (*model.model_extra["aliases"], f"{MODEL}:latest", f"{MODEL}:LATEST".upper()):
         answer = sdk.chat.completions.create(**(GREEDY | {"model": name, "max_tokens": 1}))
         assert answer.model == name
         assert sdk.models.retrieve(name).id == name

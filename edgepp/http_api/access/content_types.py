@@ -1,4 +1,4 @@
-"""The content types of bodies: JSON alone, which a page of another site cannot send without asking first."""
+"""The content types of bodies: uncompressed JSON alone, which a page of another site cannot send without asking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _SENT_BY_BROWSERS = ("origin", "sec-fetch-site", "sec-fetch-mode", "referer")
 
 
 class ContentTypes:
-    """Middleware that refuses bodies not declared as JSON; on /api/, `curl -d` on this machine counts as JSON."""
+    """Middleware that refuses bodies that are compressed or not declared as JSON.
+
+    On /api/, what `curl -d` on this machine sends counts as JSON.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -24,6 +27,14 @@ class ContentTypes:
         """Answer one request."""
         if scope["method"] not in METHODS_WITH_BODY or not has_body(scope):
             return await self._app(scope, receive, send)
+        coding = (header(scope, "content-encoding") or "").strip().lower()
+        if coding not in ("", "identity"):
+            error = RequestError(
+                "unsupported_media_type",
+                f"a body in the encoding {coding[:80]} is not read here",
+                "send the JSON uncompressed, without the header Content-Encoding",
+            )
+            return await refuse(error, scope, receive, send, {"Accept-Encoding": "identity"})
         kind = (header(scope, "content-type") or "").partition(";")[0].strip().lower()
         if kind == _JSON or (kind in _CURL and _is_curl(scope)):
             return await self._app(scope, receive, send)

@@ -17,6 +17,6 @@ async def refuse(
     error: RequestError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
 ) -> None:
     """Send the response that tells of ``error``."""
-    response = error_response(error, form_of(scope["path"]), str(scope.get("state", {}).get("request_id", "")))
+    response = error_response(error, form_of(scope), str(scope.get("state", {}).get("request_id", "")))
     response.headers.update(headers or {})
     await response(scope, receive, send)

@@ -22,6 +22,8 @@ class Block(msgspec.Struct, omit_defaults=True):
     """Content of a ``tool_result``: null, a string, or blocks."""
     is_error: bool | None = None
     title: str | None = None
+    context: str | None = None
+    """What the client says about a ``document``."""
     source: Any = None
     tool: Any = None
     """Tool of a ``tool_addition`` or ``tool_removal``: a reference to a tool, or its definition."""
@@ -36,12 +38,12 @@ class InputMessage(msgspec.Struct):
 
 
 class ToolDefinition(msgspec.Struct):
-    """A tool. One without ``input_schema`` is a tool of Anthropic's servers.
+    """A tool. One without ``input_schema`` is a tool of Anthropic's servers, or a set of such tools, without a name.
 
     The model hears of a tool with ``defer_loading`` where a ``tool_reference`` or ``tool_addition`` names the tool.
     """
 
-    name: str
+    name: str = ""
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     type: str | None = None

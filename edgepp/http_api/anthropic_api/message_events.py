@@ -137,6 +137,8 @@ class MessageEvents:
     def _message_delta(self, usage: Usage) -> StreamEvent:
         stop_sequence = self._ended.stop_string if self._ended.finish_reason == "stop" else None
         reason = "stop_sequence" if stop_sequence is not None else _STOP_REASONS[self._ended.finish_reason]
+        if not self.has_content:
+            reason, stop_sequence = "max_tokens", None  # whatever the one token was that had to be drawn
         delta = {"stop_reason": reason, "stop_sequence": stop_sequence}
         return {"type": "message_delta", "delta": delta, "usage": self._usage(usage)}
 
@@ -146,7 +148,7 @@ class MessageEvents:
             "input_tokens": usage.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
-            "output_tokens": usage.completion_tokens,
+            "output_tokens": usage.completion_tokens if self.has_content else 0,
         }
         if usage.reasoning_tokens:
             told["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}

@@ -17,7 +17,12 @@ VOLATILE_HEADER = "x-anthropic-billing-header:"
 """Beginning of a system block that changes with every request of Claude Code and is not meant for the model."""
 
 _SERVER_BLOCKS = ("server_tool_use", "mcp_tool_use", "mcp_tool_listing", "redacted_thinking", "fallback")
-"""Blocks of an assistant that say nothing to another model; so do blocks that end in ``_tool_result``."""
+"""Blocks that say nothing to another model; so do blocks that end in ``_tool_result``."""
+
+
+def _is_of_servers(block: Block) -> bool:
+    """Whether ``block`` tells of a tool of Anthropic's servers, or of what such a server hides."""
+    return block.type in _SERVER_BLOCKS or block.type.endswith("_tool_result")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class MessageReader:
         texts: list[str] = []
         for index, block in enumerate(blocks):
             place = f"{where}.content[{index}]"
+            if _is_of_servers(block):
+                continue
             if block.type != "tool_result":
                 texts.append(self._text(block, place))
                 continue
@@ -86,7 +93,7 @@ class MessageReader:
                 calls.append(self._call(block, place))
             elif block.type == "thinking":
                 reasoning += block.thinking or ""
-            elif block.type not in _SERVER_BLOCKS and not block.type.endswith("_tool_result"):
+            elif not _is_of_servers(block):
                 text += self._text(block, place)
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if reasoning:
@@ -104,14 +111,22 @@ class MessageReader:
         self._called[identity] = block.name
         return {"id": identity, "type": "function", "function": {"name": block.name, "arguments": arguments}}
 
+    def _document(self, block: Block, source: Mapping[str, Any], where: str) -> str:
+        """The title of a document, what the client says about it, and its text, which may come as blocks."""
+        if source["type"] == "text":
+            text = str(source.get("data", ""))
+        else:
+            text = self._content(source.get("content"), f"{where}.source.content")
+        return "\n".join(part for part in (block.title, block.context, text) if part)
+
     def _text(self, block: Block, where: str) -> str:
         """The text of a block that has some."""
         source = block.source if isinstance(block.source, dict) else {}
         match block.type:
             case "text":
                 return block.text or ""
-            case "document" if source.get("type") == "text":
-                return "\n".join(part for part in (block.title, str(source.get("data", ""))) if part)
+            case "document" if source.get("type") in ("text", "content"):
+                return self._document(block, source, where)
             case "search_result":
                 parts = block.content if isinstance(block.content, list) else []
                 texts = [str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part]

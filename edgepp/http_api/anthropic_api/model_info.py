@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from starlette.requests import Request
+from starlette.types import Scope
 
 from edgepp.http_api.model_service import ServedModel
 
 
-def is_anthropics(request: Request) -> bool:
-    """Whether a request for models comes from a client of Anthropic's API: the paths are also OpenAI's."""
-    return "anthropic-version" in request.headers
+def is_anthropics(scope: Scope) -> bool:
+    """Whether a request comes from a client of Anthropic's API, where the path does not tell."""
+    return any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 
 def models_page(model: ServedModel) -> dict[str, Any]:

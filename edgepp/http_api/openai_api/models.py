@@ -7,8 +7,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgepp.http_api.anthropic_api.errors import FORM
 from edgepp.http_api.anthropic_api.model_info import is_anthropics, model_info, models_page
-from edgepp.http_api.endpoint import Handler, json_response
+from edgepp.http_api.endpoint import Handler, error_response, json_response, request_id
+from edgepp.http_api.failures import RequestError
 from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.openai_api.errors import served
 
@@ -17,7 +19,7 @@ def list_models(service: ModelService) -> Handler:
     """The handler of ``/v1/models``."""
 
     async def handle(request: Request) -> Response:
-        if is_anthropics(request):
+        if is_anthropics(request.scope):
             return json_response(models_page(service.model))
         return json_response({"object": "list", "data": [model_body(service.model, service.model.name)]})
 
@@ -29,8 +31,12 @@ def get_model(service: ModelService) -> Handler:
 
     async def handle(request: Request) -> Response:
         name = request.path_params["id"]
-        body = model_info if is_anthropics(request) else model_body
-        return json_response(body(served(service, name), name))
+        if not is_anthropics(request.scope):
+            return json_response(model_body(served(service, name), name))
+        try:
+            return json_response(model_info(served(service, name), name))
+        except RequestError as error:
+            return error_response(error, FORM, request_id(request))
 
     return handle
 

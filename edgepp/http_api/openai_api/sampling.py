@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=-1)]
 NumChoices: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+_TOKEN_ID = re.compile("[0-9]{1,18}")
 
 
 class SchemaBody(msgspec.Struct):
@@ -61,7 +63,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63))] | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
@@ -142,9 +144,8 @@ def _sampling(body: SamplingBody, recommended: Mapping[str, float], logprobs: in
 
 
 def _biases(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    try:
-        return tuple((int(token), bias) for token, bias in given.items())
-    except ValueError as error:
+    if not all(_TOKEN_ID.fullmatch(token) for token in given):
         raise RequestError(
             "invalid_request", "logit_bias names tokens by their ids, as strings of digits", parameter="logit_bias"
-        ) from error
+        )
+    return tuple((int(token), bias) for token, bias in given.items())

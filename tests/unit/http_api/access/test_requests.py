@@ -139,6 +139,17 @@ def test_bodies_are_json_except_those_of_curl_on_this_machine(
     assert answer(ContentTypes(Echo()), scope("POST", path, headers, client), b"{}").status == status
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "ZSTD", "br", "gzip, identity"])
+def test_a_compressed_body_is_refused_by_the_name_of_its_encoding(path: str, coding: str) -> None:
+    asked = scope("POST", path, [("Content-Type", "application/json"), ("Content-Encoding", coding), BODY])
+    found = answer(ContentTypes(Echo()), asked, b"{}")
+    assert (found.status, found.headers["accept-encoding"]) == (415, "identity")
+    assert coding.lower() in found.body.decode()
+    plain_body = scope("POST", path, [("Content-Type", "application/json"), ("Content-Encoding", "identity"), BODY])
+    assert answer(ContentTypes(Echo()), plain_body, b"{}").status == 200
+
+
 class _Held:
     """An application that answers when it is told to."""
 

@@ -227,8 +227,11 @@ def test_reasoning_tokens_are_told() -> None:
 
 def test_a_request_that_fills_the_cache_has_no_content() -> None:
     content = [TextDelta(0, "a"), ReasoningDelta(0, "b"), *call(0, "f", "{}")]
-    events = streamed(*whole(*content, reason="length"), has_content=False)
-    assert names(events) == ["message_start", "message_delta", "message_stop"]
+    for reason in ("length", "stop", "tool_calls"):
+        events = streamed(*whole(*content, reason=reason), has_content=False)
+        assert names(events) == ["message_start", "message_delta", "message_stop"]
+        assert events[1]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
+        assert events[1]["usage"]["output_tokens"] == 0
 
 
 @pytest.mark.parametrize("kind", STATUS)

@@ -180,6 +180,34 @@ def test_a_document_of_text_is_text() -> None:
         "source": {"type": "text", "media_type": "text/plain", "data": "a"},
     }
     assert messages({"role": "user", "content": [document, text("sum up")]})[0]["content"] == "Notes\na\nsum up"
+    told = {**document, "context": "of May"}
+    assert messages({"role": "user", "content": [told]})[0]["content"] == "Notes\nof May\na"
+
+
+@pytest.mark.parametrize(("content", "words"), [("a", "a"), ([text("a"), text("b")], "a\nb"), ([], ""), (None, "")])
+def test_a_document_of_blocks_is_their_text(content: Any, words: str) -> None:
+    document = {"type": "document", "source": {"type": "content", "content": content}}
+    assert messages({"role": "user", "content": [document]})[0]["content"] == words
+    result = messages({"role": "user", "content": [tool_result("x", [document])]})[0]
+    assert (result["role"], result["content"]) == ("tool", words)
+
+
+def test_an_image_in_a_document_of_blocks_is_refused_by_its_place() -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+    document = {"type": "document", "source": {"type": "content", "content": [text("a"), image]}}
+    with pytest.raises(RequestError) as caught:
+        messages({"role": "user", "content": [document]})
+    assert caught.value.parameter == "messages[0].content[0].source.content[1]"
+
+
+def test_results_of_tools_of_servers_in_a_users_message_are_left_out() -> None:
+    blocks = [{"type": "mcp_tool_result", "tool_use_id": "m", "content": "x"}, text("go on")]
+    assert messages({"role": "user", "content": blocks}) == [{"role": "user", "content": "go on"}]
+
+
+def test_sets_of_tools_of_servers_are_left_out_and_need_no_name() -> None:
+    sets = [{"type": "mcp_toolset", "mcp_server_name": "x"}, {"type": "browser_toolset_20260801"}, SEARCH]
+    assert [tool.name for tool in tool_use(decoded(tools=sets)).tools] == ["search"]
 
 
 def test_tools_that_change_in_mid_conversation_are_told_in_place() -> None:
