@@ -14,7 +14,7 @@ from edgepp.printable import one_line
 
 
 class Routing:
-    """Routes under their paths; a route below ``/v1/`` also without it."""
+    """Routes under their paths; a route below ``/v1/`` also without it, and any other also below it."""
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         self._routes = tuple(routes)
@@ -22,7 +22,8 @@ class Routing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         allowed: set[str] = set()
-        for path in (scope["path"], f"/v1{scope['path']}"):
+        given = scope["path"]
+        for path in (given, f"/v1{given}", given.removeprefix("/v1") or given):
             looked = {**scope, "path": path}
             for route in self._routes:
                 match, found = route.matches(looked)

@@ -88,6 +88,7 @@ def test_completions_continue_texts_and_token_ids(http_cluster: HttpCluster, sdk
     whole = sdk.completions.create(prompt="Once upon a time", **options)
     strictly(Completion, whole, allowed={"timings"})
     tokens = http_cluster.post("/tokenize", prompt="Once upon a time").json()["tokens"]
+    assert http_cluster.post("/v1/tokenize", prompt="").json()["tokens"] == []
     by_ids = sdk.completions.create(prompt=tokens, **options)
     streamed = sdk.completions.create(prompt=tokens, stream=True, **options)
     assert whole.choices[0].text == by_ids.choices[0].text

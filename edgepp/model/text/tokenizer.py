@@ -119,7 +119,7 @@ class Tokenizer:
             context: Tokens that prompt and answer may have together. A text that is certainly longer is refused before
                 it occupies the tokenizer's process, which all requests share.
             owner: Who asks; the tokenizer's process serves owners in turns.
-            answered: Whether the prompt must leave room for an answer in ``context``.
+            answered: Whether the prompt is to be answered: it must not be empty, and leave room in ``context``.
 
         Raises:
             PromptRefused: the chat template does not take the conversation.
@@ -138,7 +138,7 @@ class Tokenizer:
         else:
             self._check_ids(prompt)
             encoded = EncodedPrompt(list(prompt))
-        if not encoded.ids:
+        if answered and not encoded.ids:
             raise UsageError("the prompt is empty", "say something")
         if answered and context is not None and len(encoded.ids) >= context:
             raise ContextExceeded(len(encoded.ids), context)

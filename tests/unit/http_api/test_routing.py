@@ -64,6 +64,12 @@ def test_slashes_and_bases_of_other_servers_lead_to_the_same_route(path: str) ->
     assert ask("GET", path).json["object"] == "list"
 
 
+@pytest.mark.parametrize("path", ["/v1/health", "/v1/metrics", "/v1/openapi.json"])
+def test_other_routes_are_found_below_v1_too(path: str) -> None:
+    assert ask("GET", path).body == ask("GET", path.removeprefix("/v1")).body
+    assert ask("POST", "/v1/tokenize").status != 404
+
+
 def test_an_error_below_a_wrong_base_has_the_form_of_the_api_that_is_meant() -> None:
     assert "/api/nothing" in ask("POST", "/ollama/api/nothing").json["error"]
     assert ask("GET", "/api/v1/nothing").json["error"]["code"] == "not_found"
