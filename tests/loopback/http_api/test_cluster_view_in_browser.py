@@ -21,6 +21,7 @@ from tests.builders.page_server import PageServer, page_server
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 SHOWN = "document.querySelector('.cluster')?.innerText ?? ''"
 PROGRESS = "document.querySelector('.cluster-progress')"
+RUN = "document.querySelector('.plan-run')"
 
 
 def shown(page: Page, server: PageServer) -> None:
@@ -67,7 +68,7 @@ def test_the_model_is_changed_with_progress_and_a_failure_is_told(browser: Chrom
         shown(page, server)
         select = "document.querySelector('.plan select')"
         page.js(f"{select}.value = 'llama-3.2-1b-4bit'; {select}.dispatchEvent(new Event('change'))")
-        page.until("!document.querySelector('.plan-run').hidden", "the model can be changed")
+        page.until(f"!{RUN}.hidden && !{RUN}.disabled", "the model can be changed")
         page.click(".plan-run")
         page.until("document.querySelector('dialog')?.innerText.includes('Run llama-3.2-1b-4bit?')", "a question first")
         assert server.service.model.name == "smollm2-135m"
@@ -94,6 +95,33 @@ def test_the_model_is_changed_with_progress_and_a_failure_is_told(browser: Chrom
         page.until(f"{notice}.hidden")
         # Of a folder that is not there, there is no plan.
         assert [one for one in page.complaints() if "/v1/cluster/plan" not in one] == []
+
+
+def test_a_model_that_does_not_fit_cannot_be_run_and_the_page_says_why(browser: Chromium, server: PageServer) -> None:
+    server.service.state = STATUS
+    with browser.page() as page:
+        page.screen(1280, 1600)
+        shown(page, server)
+        prefer(page, "light")
+        select = "document.querySelector('.plan select')"
+        refusal = "document.querySelector('.plan-refusal')"
+
+        def choose(name: str) -> None:
+            page.js(f"{select}.value = '{name}'; {select}.dispatchEvent(new Event('change')); 0")
+
+        choose("llama-3.3-70b-4bit")
+        page.until("document.querySelector('.plan-answer').innerText.includes('does not fit')", "the planner's verdict")
+        assert page.js(f"[{RUN}.hidden, {RUN}.disabled, {refusal}.hidden]") == [False, True, False]
+        assert page.js(f"document.getElementById({RUN}.getAttribute('aria-describedby')) === {refusal}")
+        assert "does not fit on the machines that there are" in page.js(f"{refusal}.innerText")
+        page.click(".plan-add .button")  # a machine that is only thought of does not run it either
+        page.until("document.querySelectorAll('.plan-result').length === 2", "the plan with one more machine")
+        assert page.js(f"[{RUN}.disabled, {refusal}.hidden]") == [True, False]
+        assert faults(page) == []
+        choose("llama-3.2-1b-4bit")
+        assert page.js(f"[{RUN}.disabled, {refusal}.hidden]") == [True, True], "nothing is known yet"
+        page.until(f"!{RUN}.disabled && {refusal}.hidden", "one that fits can be run")
+        assert page.complaints() == []
 
 
 def test_change_the_model_in_the_chat_leads_to_the_choice_of_the_model(browser: Chromium, server: PageServer) -> None:

@@ -23,19 +23,22 @@ class PlanView {
   #signature = "";
   #loadedMs = 0; // when the choices were asked for
   #running = ""; // the model when the choices were drawn
+  #planned = { model: "", fits: false }; // what the planner has said last of the machines that there are
 
   constructor() {
-    this.model = h("select", { class: "input", id: newId("model"), onchange: () => this.#ask() });
+    this.model = h("select", { class: "input", id: newId("model"), onchange: () => (this.#offer(), this.#ask()) });
     this.hardware = h("select", { class: "input", id: newId("hw"), onchange: () => this.#memories() });
     this.memory = h("select", { class: "input", id: newId("mem") });
     this.link = h("select", { class: "input", id: newId("link"), onchange: () => this.#ask() }, LINKS.map(([value, text]) => h("option", { value }, text)));
     this.list = h("ul", { class: "plan-machines" });
     this.answer = h("div", { class: "plan-answer", "aria-live": "polite" });
     this.change = h("button", { type: "button", class: "button primary plan-run", onclick: () => changeModel(this.model.value, this.#view.model) }, "Run this model");
+    this.refusal = h("p", { class: "plan-hint plan-refusal", id: newId("refusal"), hidden: true }, "It does not fit on the machines that there are, so it cannot be run now.");
+    this.change.setAttribute("aria-describedby", this.refusal.id);
     const add = h("button", { type: "button", class: "button", onclick: () => this.#add() }, icon("plus"), "Add");
     this.element = h("div", { class: "plan" },
       h("p", { class: "plan-lead" }, "The planner’s prediction, for another model or with machines that you only think of."),
-      h("div", { class: "plan-model" }, field("Model", this.model), this.change),
+      h("div", { class: "plan-model" }, field("Model", this.model), this.change), this.refusal,
       h("div", { class: "plan-add" }, field("One more machine", this.hardware), field("Memory", this.memory), add),
       this.list, field("Link of what is added", this.link), this.answer);
     this.link.parentElement.hidden = true;
@@ -59,7 +62,16 @@ class PlanView {
       this.#running = view.model;
       this.#ask();
     }
-    this.change.hidden = !view.administers || !this.model.value || this.model.value === view.model;
+    this.#offer();
+  }
+
+  /** Offer to run the chosen model once the planner has said that it fits; a model of which it says nothing is tried. */
+  #offer() {
+    const { administers, model } = this.#view;
+    this.change.hidden = !administers || !this.model.value || this.model.value === model;
+    const isPlanned = this.#planned.model === this.model.value;
+    this.change.disabled = !isPlanned || !this.#planned.fits;
+    this.refusal.hidden = this.change.hidden || !isPlanned || this.#planned.fits;
   }
 
   async #load() {
@@ -96,15 +108,20 @@ class PlanView {
 
   async #ask() {
     const mine = (this.#asked += 1);
-    const model = this.model.value ? { model: this.model.value } : {};
+    const name = this.model.value;
+    const model = name ? { model: name } : {};
     const machines = this.#machines.map(({ hw, mem }) => ({ hw, mem }));
     const link = this.link.value ? { link: this.link.value } : {};
     try {
       const now = await postJson("v1/cluster/plan", model, { silent: true });
+      if (mine === this.#asked) this.#planned = { model: name, fits: now.fits };
       const then = machines.length ? await postJson("v1/cluster/plan", { ...model, ...link, machines }, { silent: true }) : null;
       if (mine === this.#asked) fill(this.answer, resultOf(now, machines.length ? "Today" : ""), then && resultOf(then, "With what is added"));
     } catch (error) {
-      if (mine === this.#asked) this.#say(error.message);
+      if (mine === this.#asked) {
+        if (this.#planned.model !== name) this.#planned = { model: name, fits: true };
+        this.#say(error.message);
+      }
     }
     if (this.#view) this.update(this.#view);
   }
