@@ -144,7 +144,7 @@ def test_errors_of_paths_that_apis_share_have_the_form_of_the_clients_api(client
     refusals = (
         lambda: client.models.retrieve("nothing"),
         lambda: client.beta.files.list(),
-        lambda: client.completions.create(model="x", prompt="x", max_tokens_to_sample=1),
+        lambda: client.post("/v1/complete", cast_to=object, body={"prompt": "x"}),
     )
     for refused in refusals:
         with pytest.raises(anthropic.NotFoundError) as caught:
