@@ -26,7 +26,10 @@ export function drawShell(views) {
     closeDrawer();
   });
   document.getElementById("scrim").addEventListener("click", closeDrawer);
-  addEventListener("keydown", (event) => event.key === "Escape" && sidebar.classList.contains("open") && closeDrawer());
+  addEventListener("keydown", (event) => {
+    const isAbove = document.querySelector("dialog[open], .menu"); // which Esc closes alone, and gives the focus back
+    if (event.key === "Escape" && sidebar.classList.contains("open") && !isAbove) closeDrawer();
+  });
 }
 
 /** The part of the sidebar that belongs to the current view. */

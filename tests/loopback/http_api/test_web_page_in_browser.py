@@ -208,32 +208,6 @@ def test_conversations_are_found_renamed_deleted_and_brought_back(page: Page, se
     finished(page, "Pears and quinces.")
 
 
-def test_conversations_are_exported_and_imported_and_damaged_files_refused(page: Page, server: PageServer) -> None:
-    server.script(answer("One."), answer("Two."))
-    ask(page, "Count")
-    finished(page, "One.")
-    page.click("[aria-label='Answer again']")
-    finished(page, "Two.")
-    told = page.js("""(async () => {
-      const library = await import("/web/js/chat/library.js"), transfer = await import("/web/js/chat/transfer.js");
-      const fileOf = (text) => new File([text], "x.json");
-      const read = (text) => transfer.entriesOf(fileOf(text)).catch((error) => error.message);
-      const thread = await library.open(library.list.get()[0].id);
-      const text = await transfer.jsonOf(library.list.get());
-      const damaged = JSON.parse(text);
-      damaged.conversations[0].messages[0].text = {toString: "x"};
-      const [entry] = await read(text);
-      await library.add([entry]);
-      return {markdown: transfer.markdownOf(thread), number: library.list.get().length,
-        texts: entry.messages.map((one) => one.text).sort(),
-        refused: [await read("{"), await read("[]"), await read(JSON.stringify(damaged))],
-        isNew: entry.conversation.id !== thread.conversation.id};
-    })()""")
-    assert told["markdown"] == "# Count\n\n## Question\n\nCount\n\n## Answer\n\nTwo.\n"
-    assert (told["texts"], told["number"], told["isNew"]) == (["Count", "One.", "Two."], 2, True)
-    assert all(isinstance(refused, str) for refused in told["refused"])
-
-
 def test_a_second_tab_sees_what_the_first_does(browser: Chromium, page: Page, server: PageServer) -> None:
     server.script(answer("Seen."))
     with browser.page(server.url, context=page.context) as other:
@@ -367,6 +341,32 @@ def test_a_phone_has_a_drawer_and_nothing_is_cut_off(page: Page, server: PageSer
     page.until("document.getElementById('sidebar').getBoundingClientRect().left === 0")
     page.click(".conversation a")
     page.until("getComputedStyle(document.getElementById('sidebar')).visibility === 'hidden'")
+
+
+def test_esc_closes_what_lies_on_top_and_the_focus_goes_back_on_a_phone(page: Page) -> None:
+    page.screen(320, 568, phone=True)
+    page.click("#topbar .drawer-toggle")
+    page.until("document.getElementById('sidebar').getBoundingClientRect().left === 0", "the sidebar is open")
+    page.click(".list-head [aria-haspopup=menu]")
+    page.until("!!document.querySelector('.menu')")
+    page.js(
+        "[...document.querySelectorAll('.menu-item')].find((one) => one.innerText.includes('shortcuts')).focus(); 0"
+    )
+    page.press("Enter")
+    page.until("!!document.querySelector('dialog[open]')", "the shortcuts are shown")
+    assert page.js("(({scrollWidth, clientWidth}) => scrollWidth <= clientWidth)(document.querySelector('dialog'))")
+    page.press("Escape")
+    page.until("!document.querySelector('dialog')")
+    assert page.js("document.getElementById('sidebar').classList.contains('open')"), "the sidebar stays"
+    page.becomes("document.activeElement.ariaLabel", "All conversations")
+    page.press("Enter")
+    page.until("!!document.querySelector('.menu')")
+    page.press("Escape")
+    page.until("!document.querySelector('.menu')")
+    assert page.js("document.getElementById('sidebar').classList.contains('open')"), "the menu alone is closed"
+    page.press("Escape")
+    page.until("getComputedStyle(document.getElementById('sidebar')).visibility === 'hidden'")
+    page.becomes("document.activeElement.ariaLabel", "Open the sidebar")
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

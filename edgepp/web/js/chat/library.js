@@ -95,10 +95,7 @@ export function keepSettings(settings) {
 
 /** Take conversations with their messages from a file; they are listed then. */
 export async function add(entries) {
-  for (const { conversation, messages } of entries) {
-    for (const message of messages) await store.putMessage(message);
-    await store.putConversation(conversation);
-  }
+  await store.putEntries(entries);
   await refresh();
 }
 

@@ -149,7 +149,8 @@ async function exportMarkdown({ id, title }) {
 }
 
 async function exportJson(conversations, name) {
-  transfer.save(name, await transfer.jsonOf(conversations), "application/json");
+  if (conversations.length === 0) return toast("There is no conversation to export.");
+  return transfer.save(name, await transfer.jsonOf(conversations), "application/json");
 }
 
 async function importFile() {

@@ -60,6 +60,27 @@ export function putMessage(one) {
   return put("messages", one, { kind: "message", id: one.id, conversation: one.conversation });
 }
 
+/** Keep conversations with their messages, all or none of them: a list of { conversation, messages }. */
+export async function putEntries(entries) {
+  const db = await opened();
+  try {
+    if (!db) throw new Error("no database");
+    await write(db, ["conversations", "messages"], (transaction) => {
+      for (const { conversation, messages } of entries) {
+        for (const message of messages) transaction.objectStore("messages").put(message);
+        transaction.objectStore("conversations").put(conversation);
+      }
+    });
+    channel?.postMessage({ kind: "conversation", id: entries.at(-1)?.conversation.id }); // other tabs read the list again
+  } catch {
+    for (const { conversation, messages } of entries) {
+      for (const message of messages) memory.messages.set(message.id, message);
+      memory.conversations.set(conversation.id, conversation);
+    }
+    storage.set(db ? "full" : "none");
+  }
+}
+
 /** Forget a conversation with all its messages. */
 export async function remove(id) {
   memory.conversations.delete(id);

@@ -5,7 +5,7 @@ import { h } from "../dom.js";
 import { randomId } from "../ids.js";
 import { NO_SETTINGS } from "./library.js";
 import * as store from "./store.js";
-import { ROOT, Thread } from "./thread.js";
+import { ROOT } from "./thread.js";
 
 const FORMAT = "edgepp-conversations";
 const MOST_BYTES = 256 << 20;
@@ -58,45 +58,69 @@ export function chosenFile() {
 /** The conversations of an exported file, under new ids: a list of { conversation, messages }. Raises FormatError. */
 export async function entriesOf(file) {
   if (file.size > MOST_BYTES) throw new FormatError("The file is larger than 256 MiB.");
-  let told;
+  if (file.size === 0) throw new FormatError("The file is empty.");
+  const told = parsed(await file.text().catch(() => failed("The file cannot be read.")));
+  if (told?.format !== FORMAT) failed("The file is no export of this page, which reads what its own “Export as JSON” has written and no files of other programs.");
+  if (told.version !== 1) failed("The file was written by another version of this page, which this one cannot read.");
+  if (!Array.isArray(told.conversations)) failed("The file is damaged: it has no list of conversations.");
+  if (told.conversations.length === 0) failed("The file holds no conversation.");
+  return told.conversations.map(numberedEntryOf);
+}
+
+function parsed(json) {
   try {
-    told = JSON.parse(await file.text());
+    return JSON.parse(json);
   } catch {
-    throw new FormatError("The file is no JSON.");
+    return failed("The file is no JSON.");
   }
-  if (told?.format !== FORMAT || told.version !== 1 || !Array.isArray(told.conversations)) throw new FormatError("The file is no export of conversations.");
-  return told.conversations.map(entryOf);
+}
+
+function failed(sentence) {
+  throw new FormatError(sentence);
+}
+
+function numberedEntryOf(told, index) {
+  try {
+    return entryOf(told);
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+    const title = typeof told?.title === "string" ? ` (“${told.title.slice(0, 60)}”)` : "";
+    return failed(`Conversation ${index + 1}${title} of the file is damaged: ${error.message}`);
+  }
 }
 
 function entryOf(told) {
-  const messages = Array.isArray(told?.messages) ? told.messages : [];
+  if (typeof told !== "object" || told === null) failed("it is no conversation.");
+  const messages = Array.isArray(told.messages) ? told.messages : [];
   const ids = new Map([[ROOT, ROOT], ...messages.map((one) => [text(one?.id), randomId()])]);
+  if (ids.size !== messages.length + 1) failed("two messages have one id.");
   const now = Date.now();
   const conversation = {
     id: randomId(),
     title: text(told.title).slice(0, 200) || "Imported chat",
     titled: told.titled === true,
-    created: number(told.created) ?? now,
-    updated: number(told.updated) ?? now,
+    created: time(told.created, now),
+    updated: time(told.updated, now),
     picks: Object.fromEntries(Object.entries(told.picks ?? {}).filter(([a, b]) => ids.has(a) && ids.has(b)).map(([a, b]) => [ids.get(a), ids.get(b)])),
     settings: settingsOf(told.settings),
     deleted: 0,
   };
-  return { conversation, messages: connected(messages.map((one) => messageOf(one, ids, conversation.id)), conversation) };
+  return { conversation, messages: connected(messages.map((one) => messageOf(one, ids, conversation.id, now))) };
 }
 
-function messageOf(told, ids, conversation) {
-  if (!["user", "assistant"].includes(told?.role) || !ids.has(told.parent)) throw new FormatError("A message of the file is damaged.");
+function messageOf(told, ids, conversation, now) {
+  if (!["user", "assistant"].includes(told.role)) failed("a message is neither a question nor an answer.");
+  if (!ids.has(told.parent)) failed("a message follows one that is not there.");
   const { tokens, perSecond, firstMs } = told.stats ?? {};
   return {
     id: ids.get(told.id),
     conversation,
     parent: ids.get(told.parent),
-    created: number(told.created) ?? Date.now(),
+    created: time(told.created, now),
     role: told.role,
     text: text(told.text),
     reasoning: text(told.reasoning ?? ""),
-    state: STATES.includes(told.state) ? told.state : "done",
+    state: told.state === "writing" ? "stopped" : STATES.includes(told.state) ? told.state : "done",
     finish: told.finish === "length" ? "length" : "stop",
     model: told.model ? text(told.model).slice(0, 200) : null,
     error: told.error ? { text: text(told.error.text ?? ""), code: null } : null,
@@ -105,17 +129,21 @@ function messageOf(told, ids, conversation) {
 }
 
 /** The messages that hang together with the first one; the others could never be shown. */
-function connected(messages, conversation) {
-  const thread = new Thread(conversation, messages);
+function connected(messages) {
+  const children = new Map();
+  for (const one of messages) {
+    if (children.has(one.parent)) children.get(one.parent).push(one);
+    else children.set(one.parent, [one]);
+  }
   const found = [];
   const waiting = [ROOT];
   while (waiting.length > 0) {
-    for (const child of thread.children(waiting.pop())) {
+    for (const child of children.get(waiting.pop()) ?? []) {
       found.push(child);
       waiting.push(child.id);
     }
   }
-  if (found.length === 0) throw new FormatError("A conversation of the file has no message.");
+  if (found.length === 0) failed("it has no first message.");
   return found;
 }
 
@@ -126,10 +154,16 @@ function settingsOf(told) {
 }
 
 function number(value) {
-  return Number.isFinite(value) && value >= 0 ? value : null;
+  return Number.isFinite(value) && value >= 0 && value <= Number.MAX_SAFE_INTEGER ? value : null;
+}
+
+/** A time in milliseconds, which lies in the past. */
+function time(value, now) {
+  return Math.min(number(value) ?? now, now);
 }
 
 function text(value) {
-  if (typeof value !== "string" || value.length > MOST_CHARACTERS) throw new FormatError("A text of the file is missing or too long.");
+  if (typeof value !== "string") failed("a text is missing.");
+  if (value.length > MOST_CHARACTERS) failed("a text is too long.");
   return value;
 }
