@@ -64,22 +64,22 @@ class ToolUse:
             _check_name(tool.name, where)
             if tool.name in names:
                 message = f"{where} has the name {tool.name}, and so has {names[tool.name]}"
-                raise UsageError(message, "give each tool a name of its own")
+                raise UsageError(message, "give each tool a name of its own", parameter="tools")
             names[tool.name] = where
             size += _checked_size(tool, where)
         if size > MAX_TOOLS_BYTES:
             message = f"the tools have {size} bytes together, and may have {MAX_TOOLS_BYTES}"
-            raise UsageError(message, "give fewer tools, or shorter descriptions")
+            raise UsageError(message, "give fewer tools, or shorter descriptions", parameter="tools")
 
 
 def _check_name(name: str, where: str) -> None:
     if not name:
-        raise UsageError(f"{where} has no name", "give each tool a name")
+        raise UsageError(f"{where} has no name", "give each tool a name", parameter="tools")
     if len(name) > MAX_NAME:
-        raise UsageError(f"{where} has a name of {len(name)} characters", f"use {MAX_NAME} at most")
+        raise UsageError(f"{where} has a name of {len(name)} characters", f"use {MAX_NAME} at most", parameter="tools")
     if _NAME.fullmatch(name) is None:
         message = f"{where} has the name {name!r:.80}, which models cannot call"
-        raise UsageError(message, "use only letters a-z and A-Z, digits, and _ - . : /")
+        raise UsageError(message, "use only letters a-z and A-Z, digits, and _ - . : /", parameter="tools")
 
 
 def _checked_size(tool: Tool, where: str) -> int:
@@ -87,18 +87,20 @@ def _checked_size(tool: Tool, where: str) -> int:
     parameters = tool.parameters
     if parameters.get("type") not in (None, "object"):
         message = f"the parameters of {where} ({tool.name}) have the type {parameters['type']!r:.40}, not 'object'"
-        raise UsageError(message, "give the schema of an object, with an argument for each of its properties")
+        raise UsageError(
+            message, "give the schema of an object, with an argument for each of its properties", parameter="tools"
+        )
     if not isinstance(parameters.get("properties"), Mapping | None):
         message = f"the properties in the parameters of {where} ({tool.name}) are no JSON object"
-        raise UsageError(message, "give an object with a schema for each argument")
+        raise UsageError(message, "give an object with a schema for each argument", parameter="tools")
     required = parameters.get("required")
     if required is not None and not (isinstance(required, list) and all(isinstance(one, str) for one in required)):
         message = f"'required' in the parameters of {where} ({tool.name}) is no list of names"
-        raise UsageError(message, "give a list with the names of arguments")
+        raise UsageError(message, "give a list with the names of arguments", parameter="tools")
     try:
         return sum(len(text) for text in (tool.name, tool.description, json.dumps(parameters, ensure_ascii=False)))
     except RecursionError as error:
-        raise UsageError(f"the parameters of {where} ({tool.name}) are nested too deeply") from error
+        raise UsageError(f"the parameters of {where} ({tool.name}) are nested too deeply", parameter="tools") from error
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ BEYOND = {
 
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "a\0", "<|im_end|>", "", "a b", "größe", "a" * (MAX_NAME + 1)])
 def test_a_name_that_models_cannot_call_is_refused_by_the_place_of_the_tool(name: str) -> None:
-    with pytest.raises(UsageError, match=r"^tools\[1\] has "):
+    with pytest.raises(UsageError, match=r"^tools\[1\] has ") as refused:
         ToolUse((Tool("good"), Tool(name)))
+    assert refused.value.parameter == "tools"
 
 
 def test_names_of_agents_with_namespaces_are_taken() -> None:
@@ -42,8 +43,9 @@ def test_names_of_agents_with_namespaces_are_taken() -> None:
     [{"type": "string"}, {"type": ["object"]}, {"properties": []}, {"required": "a"}, {"required": [1]}],
 )
 def test_parameters_are_the_schema_of_an_object(parameters: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=r"tools\[3\] \(look\)"):
+    with pytest.raises(UsageError, match=r"tools\[3\] \(look\)") as refused:
         ToolUse((Tool("look", parameters=parameters, where="tools[3]"),))
+    assert refused.value.parameter == "tools"
 
 
 def test_tools_are_bounded_and_have_names_of_their_own() -> None:
