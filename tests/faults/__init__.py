@@ -1,14 +1,15 @@
 """Fifteen faults, each as a test with real parts; ``oracle`` says what holds of them all.
 
-    1   a stage process dies           test_processes: at the first, a middle and the last token, in mid-prompt, and
-                                       under four streams at once; and a whole node
-    2   a node sleeps                  test_processes: 1, 5 and 20 s
-    3   a stage computes for ever      test_processes: while its control thread answers, and with the interpreter held
+    1   a stage process dies           test_processes_at_steps: at the first, a middle and the last token, mid-prompt;
+                                       test_processes: under four streams at once, and a whole node
+    2   a node sleeps                  test_processes_at_steps: 1, 5 and 20 s
+    3   a stage computes for ever      test_processes_at_steps: while its control thread answers, and with the
+                                       interpreter held
     4   a link swallows what is sent   test_links: from a member, both ways, and between two stages
     5   a cable is pulled              test_links: again and again
     6   a host takes another address   test_links: in an answer; idle: netns/test_cluster
     7   a slow link                    test_links: the whole link, and data alone
-    8   the coordinator dies           test_processes; over a network: netns/test_cluster
+    8   the coordinator dies           test_processes_at_steps; over a network: netns/test_cluster
     9   a copied configuration         netns/test_cluster: test_a_copied_configuration_is_refused_…
     10  stages that do not fit         test_mismatches; real nodes: multiprocess/test_join_and_chat
     11  memory runs out                test_processes: in a stage process, and a request that ends every process that

@@ -1,16 +1,18 @@
 """A stage process that does what the file ``fault`` in its node's ``EDGEPP_HOME`` says before a step; else a usual one.
 
-    hold      hold the interpreter for ever, so that no thread of the process runs, and its sockets stay open
-    wedge     compute for ever, while the control thread answers
-    die N     end at every step that reaches position N
+    stop N    stop the process, as SIGSTOP does, at the first step that goes beyond position N
+    hold N    there, hold the interpreter for ever, so that no thread of the process runs, and its sockets stay open
+    wedge N   there, compute for ever, while the control thread answers
+    die N     end at every step that goes beyond position N
 
-``hold`` and ``wedge`` happen once, so that the next process is sound.
+All but ``die`` happen once, so that the next process is sound.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -32,19 +34,22 @@ def _faulty_run(runner: ModelRunner, frame: Frame, hidden: Array) -> StepOutcome
 
 
 def _misbehave(fault: str, frame: Frame) -> None:
-    match fault.split():
-        case ["hold"]:
-            _FAULT.unlink()
+    kind, position = fault.split()
+    end = frame.position + frame.rows if isinstance(frame, Forward) else 1 + max(frame.positions)
+    if end <= int(position):
+        return
+    if kind == "die":
+        with _FAULT.with_name("deaths").open("a") as deaths:
+            deaths.write(f"{end}\n")
+        os._exit(3)
+    _FAULT.unlink()
+    match kind:
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "hold":
             ctypes.PyDLL(None).sleep(_LONG_S)  # unlike CDLL, keeps the lock of the interpreter
-        case ["wedge"]:
-            _FAULT.unlink()
+        case "wedge":
             time.sleep(_LONG_S)
-        case ["die", position]:
-            end = frame.position + frame.rows if isinstance(frame, Forward) else 1 + max(frame.positions)
-            if end > int(position):
-                with _FAULT.with_name("deaths").open("a") as deaths:
-                    deaths.write(f"{end}\n")
-                os._exit(3)
 
 
 if __name__ == "__main__":

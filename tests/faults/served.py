@@ -200,6 +200,11 @@ class Served:
             ),
         )
 
+    def stage(self, index: int) -> tuple[Member, psutil.Process]:
+        """The node and the process of the stage with this index, in a whole cluster."""
+        stage = self.whole()["stages"][index]
+        return self.members[stage["node"]], psutil.Process(stage["pid"])
+
     def logs(self) -> str:
         """The end of what each node printed."""
         return "\n".join(f"{member.name}: {member.log.read_text()[-1500:]}" for member in self.members.values())

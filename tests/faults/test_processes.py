@@ -1,10 +1,10 @@
-"""Processes that die, sleep, wedge or lack memory, under answers of a cluster of three nodes with real weights."""
+"""Processes that die or lack memory under several answers of a cluster of three nodes with real weights.
+
+Faults at one chosen step of an answer: ``test_processes_at_steps``.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 
@@ -12,14 +12,9 @@ import psutil
 import pytest
 
 from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions
-from edgepp.engine.stage_watch import LOST_S
 from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
-from tests.faults.served import Baseline, Served, Status, Stream, serving
-from tests.waiting import eventually
-
-WHENS = {"first": 1, "middle": 24, "last": 47}
-"""The number of tokens after which a stage process is killed."""
+from tests.faults.served import Baseline, Served, Stream, serving
 
 
 @pytest.fixture(scope="module")
@@ -46,49 +41,13 @@ def restored(cluster: Served, baseline: Baseline) -> Iterator[None]:
     baseline.is_restored()
 
 
-def stage_pid(cluster: Served, index: int) -> int:
-    """The process of the stage with this index."""
-    return int(cluster.whole()["stages"][index]["pid"])
-
-
-def pids(status: Status) -> list[int]:
-    """The stage processes of the plan."""
-    return [stage["pid"] for stage in status["stages"]]
-
-
-@pytest.mark.parametrize("when", WHENS)
-@pytest.mark.parametrize("stage", range(3))
-def test_a_stage_process_is_killed(cluster: Served, questions: Questions, stage: int, when: str) -> None:
-    pid = stage_pid(cluster, stage)
-    stream = Stream(*questions.asked["plain"])
-    stream.reaches(WHENS[when])
-    os.kill(pid, signal.SIGKILL)
-    killed_s = time.monotonic()
-    result = stream.result()
-    result.is_right(questions.expected["plain"])
-    result.ended_within(ENDS_S, killed_s)
-
-
-@pytest.mark.parametrize("stage", range(3))
-def test_a_stage_process_is_killed_in_the_middle_of_a_prompt(cluster: Served, questions: Questions, stage: int) -> None:
-    process = psutil.Process(stage_pid(cluster, stage))
-    process.suspend()
-    stream = Stream(*questions.asked["long"])
-    eventually("it is being prefilled", lambda: cluster.status()["engine"]["live"])
-    process.kill()
-    killed_s = time.monotonic()
-    result = stream.result()
-    result.is_right(questions.expected["long"])  # nothing was shown, so the answer is begun again
-    result.ended_within(ENDS_S, killed_s)
-
-
 @pytest.mark.parametrize("stage", range(3))
 def test_four_streams_go_on_when_a_stage_process_is_killed(cluster: Served, questions: Questions, stage: int) -> None:
-    pid = stage_pid(cluster, stage)
+    _, process = cluster.stage(stage)
     streams = {name: Stream(*questions.asked[name]) for name in FOUR}
     for stream in streams.values():
         stream.reaches(10)
-    os.kill(pid, signal.SIGKILL)
+    process.kill()
     killed_s = time.monotonic()
     for name, stream in streams.items():
         result = stream.result()
@@ -109,34 +68,6 @@ def test_a_whole_node_dies_and_is_started_again(cluster: Served, questions: Ques
         result.is_right(questions.expected[name])
         result.ended_within(ENDS_S, killed_s)
     three.start()
-
-
-@pytest.mark.parametrize("seconds", [1.0, 5.0, 20.0])
-def test_a_node_sleeps(cluster: Served, questions: Questions, seconds: float) -> None:
-    before = cluster.whole()
-    stream = Stream(*questions.asked["plain"])
-    stream.reaches(10)
-    cluster.members["two"].signal(signal.SIGSTOP)
-    slept_s = time.monotonic()
-    waking = threading.Timer(seconds, cluster.members["two"].signal, (signal.SIGCONT,))
-    waking.start()
-    result = stream.result()
-    waking.join()
-    result.is_right(questions.expected["plain"])
-    result.ended_within(ENDS_S, slept_s)
-    if seconds < LOST_S:  # else its stage may count as lost and is started again, or the node as gone
-        assert pids(cluster.whole()) == pids(before)
-
-
-@pytest.mark.parametrize(("name", "fault"), [("one", "wedge"), ("two", "hold"), ("three", "wedge")])
-def test_a_stage_process_wedges(cluster: Served, questions: Questions, name: str, fault: str) -> None:
-    stream = Stream(*questions.asked["plain"])
-    stream.reaches(5)
-    cluster.members[name].misbehave(fault)
-    wedged_s = time.monotonic()
-    result = stream.result()
-    result.is_right(questions.expected["plain"])
-    result.ended_within(ENDS_S, wedged_s)
 
 
 def test_a_request_that_kills_its_stages_is_not_tried_for_ever(cluster: Served, questions: Questions) -> None:
@@ -160,7 +91,7 @@ def test_a_request_that_kills_its_stages_is_not_tried_for_ever(cluster: Served, 
 
 
 def test_a_stage_process_lacks_memory(cluster: Served, questions: Questions) -> None:
-    process = psutil.Process(stage_pid(cluster, 1))
+    _, process = cluster.stage(1)
     limit = process.rlimit(psutil.RLIMIT_AS)
     process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms, limit[1]))
     streams = {name: Stream(*questions.asked[name]) for name in ("long", "plain", "seeded")}
@@ -169,26 +100,3 @@ def test_a_stage_process_lacks_memory(cluster: Served, questions: Questions) -> 
         result.is_right_or_typed(questions.expected[name])
     if process.is_running():
         process.rlimit(psutil.RLIMIT_AS, limit)
-
-
-def test_the_coordinator_dies_and_comes_back(cluster: Served, questions: Questions) -> None:
-    before = {stage["node"]: stage["pid"] for stage in cluster.whole()["stages"]}
-    stream = Stream(*questions.asked["plain"])
-    stream.reaches(10)
-    one = cluster.members["one"]
-    one.process.kill()
-    one.process.wait()
-    killed_s = time.monotonic()
-    result = stream.result()
-    assert result.error is not None
-    result.is_right_or_typed(questions.expected["plain"])
-    result.ended_within(ENDS_S, killed_s)
-    one.start()
-    began_s = time.monotonic()
-    one.expect("listening", 1)
-    after = {stage["node"]: stage["pid"] for stage in cluster.whole()["stages"]}
-    assert after["two"] == before["two"]
-    assert after["three"] == before["three"]
-    print(f"\n  measured: whole {time.monotonic() - began_s:.1f} s after its start")  # noqa: T201
-    again = Stream(*questions.asked["plain"]).result()
-    again.is_right(questions.expected["plain"])
