@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,59 +16,68 @@ from tests.faults.questions import FOUR, MODEL, Questions
 from tests.faults.served import Baseline, Served, Stream, serving
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    options = ("--context", "2048", "--max-sequences", "6", "--keep-copies", "1")
+    with serving(tmp_path_factory.mktemp("cluster"), MODEL, *options) as started:
+        yield started
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> None:
-    """The members check at their end that nothing outlives them."""
+    """The cluster lives from test to test, and its members check at their end that nothing outlives them."""
 
 
 def test_four_streams_go_on_over_copies_when_a_stage_process_and_then_a_node_dies(
-    tmp_path: Path, questions: Questions
+    cluster: Served, questions: Questions
 ) -> None:
-    options = ("--context", "2048", "--max-sequences", "6", "--keep-copies", "1")
-    with serving(tmp_path, MODEL, *options) as cluster:
-        baseline = Baseline(cluster, [questions.asked[name] for name in FOUR])
-        streams = {name: Stream(*questions.asked[name]) for name in FOUR}
-        for stream in streams.values():
-            stream.reaches(10)
-        os.kill(cluster.whole()["stages"][1]["pid"], signal.SIGKILL)
-        for stream in streams.values():
-            stream.reaches(25)
-        three = cluster.members["three"]
-        three.process.kill()
-        three.process.wait()
-        killed_s = time.monotonic()
-        for name, stream in streams.items():
-            result = stream.result()
-            result.is_right(questions.expected[name])
-            result.ended_within(ENDS_S, killed_s)
-        three.start()
-        baseline.is_restored()
+    baseline = Baseline(cluster, [questions.asked[name] for name in FOUR])
+    streams = {name: Stream(*questions.asked[name]) for name in FOUR}
+    for stream in streams.values():
+        stream.reaches(10)
+    os.kill(cluster.whole()["stages"][1]["pid"], signal.SIGKILL)
+    for stream in streams.values():
+        stream.reaches(25)
+    three = cluster.members["three"]
+    three.process.kill()
+    three.process.wait()
+    killed_s = time.monotonic()
+    for name, stream in streams.items():
+        result = stream.result()
+        result.is_right(questions.expected[name])
+        result.ended_within(ENDS_S, killed_s)
+    three.start()
+    baseline.is_restored()
 
 
 _FEW = 64
 """Positions that the copies may lack: what was decoded since the last piece, and what was under way."""
+_TEXT = " ".join(f"Sentence {number} is about the number {number * number}." for number in range(32))
+_ASKED = (
+    (Conversation.of(_TEXT), GenerateOptions(160, ignore_eos=True)),
+    (Conversation.of(_TEXT), GenerateOptions(160, ignore_eos=True, sampling=SamplingOptions(0.7, seed=4))),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Served) -> list[list[int]]:
+    """The tokens of both answers without a loss."""
+    return [stream.result().tokens for stream in [Stream(*asked) for asked in _ASKED]]
 
 
 @pytest.mark.parametrize("lost", [(1, 2), (1, 1), (0, 1)])
 def test_a_second_loss_soon_after_the_first_finds_copies_of_nearly_all_positions(
-    tmp_path: Path, lost: tuple[int, int]
+    cluster: Served, undisturbed: list[list[int]], lost: tuple[int, int]
 ) -> None:
-    text = " ".join(f"Sentence {number} is about the number {number * number}." for number in range(32))
-    questions = [
-        (Conversation.of(text), GenerateOptions(160, ignore_eos=True)),
-        (Conversation.of(text), GenerateOptions(160, ignore_eos=True, sampling=SamplingOptions(0.7, seed=4))),
-    ]
-    with serving(tmp_path, MODEL, "--context", "2048", "--max-sequences", "6", "--keep-copies", "1") as cluster:
-        expected = [stream.result().tokens for stream in [Stream(*question) for question in questions]]
-        streams = [Stream(*question) for question in questions]
-        for stage in lost:
-            for stream in streams:
-                stream.reaches(stream.tokens + 16)
-            _lose(cluster, stage)
-        for stream, tokens in zip(streams, expected, strict=True):
-            stream.result().is_right(tokens)
-            assert [one.how for one in stream.recoveries] == ["copies", "copies"]
-            assert max(one.prefilled for one in stream.recoveries) <= _FEW
+    streams = [Stream(*asked) for asked in _ASKED]
+    for stage in lost:
+        for stream in streams:
+            stream.reaches(stream.tokens + 16)
+        _lose(cluster, stage)
+    for stream, tokens in zip(streams, undisturbed, strict=True):
+        stream.result().is_right(tokens)
+        assert [one.how for one in stream.recoveries] == ["copies", "copies"]
+        assert max(one.prefilled for one in stream.recoveries) <= _FEW
 
 
 def _lose(cluster: Served, stage: int) -> None:

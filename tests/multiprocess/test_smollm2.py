@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import edgepp
@@ -22,7 +23,7 @@ from tests.cluster import chat, nodes, peers
 QUESTION = "Name the four seasons, and say what each is like."
 SHORT = "Write a short sentence about the sea."
 TOKENS = 24
-TEXT_TOKENS = 512
+TEXT_TOKENS, MLX_TOKENS = 512, 64
 
 
 @pytest.fixture(scope="module")
@@ -30,28 +31,26 @@ def smollm2() -> Path:
     return fetch("smollm2-135m")
 
 
-@pytest.fixture(scope="module")
-def expected(smollm2: Path) -> list[int]:
-    prompt = Tokenizer.load(smollm2).encode_prompt(Conversation.of(QUESTION)).ids
-    return reference.greedy(smollm2, prompt, TOKENS)
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("backend", ["mlx", "onnx"])
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
-def test_any_number_of_stages_gives_mlx_lms_tokens(expected: list[int], stages: int, backend: str) -> None:
+def test_any_number_of_stages_gives_mlx_lms_tokens(smollm2: Path, stages: int, backend: str) -> None:
+    raw = backend == "mlx"  # on a CPU MLX takes a second for five tokens of a prompt: without the template it is short
+    prompt = Tokenizer.load(smollm2).encode_prompt(QUESTION if raw else Conversation.of(QUESTION)).ids
+    expected = reference.greedy(smollm2, prompt, TOKENS)
     ranges = [str(layers) for layers in split_evenly(30, stages)]
     with nodes("smollm2-135m", ranges, "--exact", "--backend", backend) as started:
         options = ["-p", QUESTION, "-n", str(TOKENS), "--exact", "--ignore-eos", "--backend", backend]
+        options += ["--raw"] if raw else []
         answer = chat("-m", "smollm2-135m", *peers(started), *options, timeout_s=300)
     assert answer["token_ids"] == expected
     assert [stage["backend"] for stage in answer["stages"]] == [backend] * stages
 
 
-def _perplexity(path: Path, ids: list[int], backend: str) -> float:
-    """exp of the mean loss over a text, by one stage of the whole model and its two ends."""
+def _losses(path: Path, ids: list[int], backend: str, *, exact: bool = False) -> npt.NDArray[np.float64]:
+    """The loss of each of ``ids`` but the first, (T - 1,), by one stage of the whole model and its two ends."""
     checkpoint = Checkpoint.open(path)
-    chosen, options = choose(backend, checkpoint), BackendOptions(threads=2)
+    chosen, options = choose(backend, checkpoint), BackendOptions(threads=2, exact=exact)
     model, ends = (
         chosen.load_stage(checkpoint, LayerRange(0, 30), options),
         chosen.load_embedding_and_head(checkpoint, options),
@@ -61,16 +60,22 @@ def _perplexity(path: Path, ids: list[int], backend: str) -> float:
     model.free(0)
     top = logits.max(axis=1, keepdims=True)
     logprobs = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
-    return float(np.exp(-logprobs[np.arange(len(ids) - 1), ids[1:]].mean()))
+    losses: npt.NDArray[np.float64] = -logprobs[np.arange(len(ids) - 1), ids[1:]]
+    return losses
 
 
 @pytest.mark.timeout(600)
 def test_the_fast_onnx_default_keeps_the_perplexity_of_mlx(smollm2: Path) -> None:
-    """A part of the text that bench/accuracy.py runs whole."""
+    """A part of the text that bench/accuracy.py runs whole.
+
+    MLX takes minutes for such a prompt on a CPU, so it shows on the first tokens that ``exact`` gives its losses.
+    """
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
     ids = Tokenizer.load(smollm2).encode(text)[:TEXT_TOKENS]
-    fast, exact = _perplexity(smollm2, ids, "onnx"), _perplexity(smollm2, ids, "mlx")
-    assert fast == pytest.approx(exact, rel=0.01)
+    fast, exact = _losses(smollm2, ids, "onnx"), _losses(smollm2, ids, "onnx", exact=True)
+    mlx = _losses(smollm2, ids[:MLX_TOKENS], "mlx")
+    np.testing.assert_allclose(exact[: len(mlx)], mlx, atol=1e-3)
+    assert np.exp(fast.mean()) == pytest.approx(np.exp(exact.mean()), rel=0.01)
 
 
 def test_a_question_asked_again_gets_the_same_answer(smollm2: Path) -> None:
