@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgepp.doubled_wait import doubled_s
+
 FIRST_SLOT_RETRY_S = 1.0
 """The wait before a retry after the first failure; each further failure doubles it."""
 MAX_SLOT_RETRY_S = 16.0
@@ -76,8 +78,3 @@ class FailureBackoff:
         """Why a host failed last; empty where it has not failed."""
         row = self._rows.get(host)
         return row.reason if row else ""
-
-
-def doubled_s(first_s: float, doublings: int, max_s: float) -> float:
-    """``first_s`` doubled ``doublings`` times, at most ``max_s``; in seconds."""
-    return min(max_s, first_s * 2.0 ** min(doublings, 32))

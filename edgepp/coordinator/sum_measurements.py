@@ -16,6 +16,7 @@ from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.handover import RolloutOrder
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rank_loads import RankMeetings
+from edgepp.doubled_wait import doubled_s
 from edgepp.placement.types import FLOAT32_BYTES, LinkSpeed, sums_s
 from edgepp.wire.messages.rank_meetings import MeasureSum, RankListens, SumMeasured
 
@@ -158,7 +159,7 @@ class SumMeasurements:
 
     def _failed(self, pair: _Pair, reason: str, now_s: float) -> None:
         known = self._known[pair]
-        known.retry_s = now_s + min(MAX_RETRY_S, FIRST_RETRY_S * 2.0 ** min(known.failures, 16))
+        known.retry_s = now_s + doubled_s(FIRST_RETRY_S, known.failures, MAX_RETRY_S)
         known.failures, known.reason = known.failures + 1, reason
         self._under_way = None
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 from edgepp.cluster.pairing.protocol import Channel, Seal, Spake
+from edgepp.doubled_wait import doubled_s
 from edgepp.wire.address import Address
 
 MAX_CONNECTIONS = 96
@@ -70,7 +71,7 @@ class Candidate:
     def wait(self, *, broken: bool) -> None:
         """Wait for another connection; ``broken``: the last one was broken off, so that the wait gets longer."""
         self._num_tries += broken
-        pause_s = min(_MAX_RETRY_S, _FIRST_RETRY_S * 2.0 ** (self._num_tries - 1)) if broken else 0.0
+        pause_s = doubled_s(_FIRST_RETRY_S, self._num_tries - 1, _MAX_RETRY_S) if broken else 0.0
         self.enter("waits")
         self.due_s = self.since_s + pause_s
 
