@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,35 +44,48 @@ class Node:
 @contextmanager
 def node(model: str | Path, layers: str, *options: str) -> Iterator[Node]:
     """A node that has loaded its layers; gone when the block ends."""
-    process = subprocess.Popen(
-        [*EDGEPP, "join", "-m", str(model), "--layers", layers, "--threads", "1", "--json", *options],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, f"the node for layers {layers} ended with status {process.wait(PATIENCE_S)}"
-        yield Node(process, json.loads(line))
-    finally:
-        for child in psutil.Process(process.pid).children() if process.poll() is None else []:
-            child.send_signal(signal.SIGCONT)  # a test may have stopped it
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    with nodes(model, [layers], *options) as (one,):
+        yield one
 
 
 @contextmanager
 def nodes(model: str | Path, ranges: Sequence[str], *options: str) -> Iterator[list[Node]]:
-    """Several nodes at once."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(node(model, layers, *options)) for layers in ranges]
+    """Several nodes that have loaded their layers, started and ended together."""
+    started: list[subprocess.Popen[str]] = []
+    try:
+        for layers in ranges:
+            command = [*EDGEPP, "join", "-m", str(model), "--layers", layers, "--threads", "1", "--json", *options]
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True))
+        yield [_ready(process, layers) for process, layers in zip(started, ranges, strict=True)]
+    finally:
+        for process in started:
+            _interrupt(process)
+        for process in started:
+            _await_end(process)
+
+
+def _ready(process: subprocess.Popen[str], layers: str) -> Node:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, f"the node for layers {layers} ended with status {process.wait(PATIENCE_S)}"
+    return Node(process, json.loads(line))
+
+
+def _interrupt(process: subprocess.Popen[str]) -> None:
+    with suppress(psutil.NoSuchProcess):  # ended meanwhile
+        for child in psutil.Process(process.pid).children():
+            child.send_signal(signal.SIGCONT)  # a test may have stopped it
+    process.send_signal(signal.SIGINT)
+
+
+def _await_end(process: subprocess.Popen[str]) -> None:
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def edgepp(

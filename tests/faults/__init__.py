@@ -12,8 +12,8 @@
     8   the coordinator dies           test_processes_at_steps; over a network: netns/test_cluster
     9   a copied configuration         netns/test_cluster: test_a_copied_configuration_is_refused_…
     10  stages that do not fit         test_mismatches; real nodes: multiprocess/test_join_and_chat
-    11  memory runs out                test_processes: in a stage process, and a request that ends every process that
-                                       computes it; too long a prompt: multiprocess/test_http_openai
+    11  memory runs out                test_processes: in a stage process; test_processes_at_steps: a request that ends
+                                       every process that computes it; too long a prompt: multiprocess/test_http_openai
     12  a client goes away             loopback/http_api/test_http_clients_gone, multiprocess/test_http_serve
     13  a client reads slowly          the same
     14  damaged frames                 test_frames; hostile ones: loopback/test_hostile_messages, test_hostile_pieces

@@ -53,9 +53,9 @@ class Questions:
     prompt_tokens: dict[str, int]
 
     @classmethod
-    def put_to(cls, model: str | Path) -> Questions:
-        """All questions, with the tokens that one process with this model gives."""
-        asked, expected, prompt_tokens = _asked(), {}, {}
+    def put_to(cls, model: str | Path, **more: Question) -> Questions:
+        """All questions and ``more``, with the tokens that one process with this model gives."""
+        asked, expected, prompt_tokens = _asked() | more, {}, {}
         with Pipeline(PipelineOptions(str(model), threads=1, exact=True)) as pipeline:
             for name, (prompt, options) in asked.items():
                 answer = pipeline.ask(prompt, options)

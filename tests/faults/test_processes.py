@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions
 from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
 from tests.faults.served import Baseline, Served, Stream, serving
@@ -68,26 +67,6 @@ def test_a_whole_node_dies_and_is_started_again(cluster: Served, questions: Ques
         result.is_right(questions.expected[name])
         result.ended_within(ENDS_S, killed_s)
     three.start()
-
-
-def test_a_request_that_kills_its_stages_is_not_tried_for_ever(cluster: Served, questions: Questions) -> None:
-    for member in cluster.members.values():
-        member.misbehave("die 1000")
-    neighbour = Stream(*questions.asked["plain"])
-    neighbour.reaches(5)
-    began_s = time.monotonic()
-    poisoned = Stream("ship " * 1100, GenerateOptions(4)).result()
-    deaths = []
-    for member in cluster.members.values():
-        (member.home / "fault").unlink()
-        if (member.home / "deaths").exists():
-            deaths += (member.home / "deaths").read_text().split()
-    assert poisoned.error is not None
-    assert poisoned.tokens == []
-    poisoned.is_right_or_typed([])
-    poisoned.ended_within(ENDS_S, began_s)
-    assert 1 <= len(deaths) <= 1 + MAX_RECOVERIES, deaths
-    neighbour.result().is_right_or_typed(questions.expected["plain"])
 
 
 def test_a_stage_process_lacks_memory(cluster: Served, questions: Questions) -> None:

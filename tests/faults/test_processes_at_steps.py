@@ -16,11 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions
 from edgepp.engine.stage_watch import LOST_S
 from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.text.conversation import Conversation
 from tests.faults.oracle import ENDS_S
-from tests.faults.questions import MODEL, Questions
+from tests.faults.questions import FOUR, MODEL, Questions
 from tests.faults.served import NAMES, Baseline, Served, Stream, serving
 from tests.waiting import eventually
 
@@ -38,7 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asked(model: Path) -> Questions:
     """All questions, put to these weights."""
-    made = Questions.put_to(model)
+    lasting = Conversation.of("Name five rivers."), GenerateOptions(600, ignore_eos=True)
+    made = Questions.put_to(model, lasting=lasting)
     assert len(set(made.expected["plain"])) > 24, "an answer that repeats itself would hide a wrong position"
     return made
 
@@ -52,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def baseline(cluster: Served, asked: Questions) -> Baseline:
-    return Baseline(cluster, list(asked.asked.values()))
+    return Baseline(cluster, [asked.asked[name] for name in (*FOUR, "long")])
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +136,26 @@ def test_a_stage_process_wedges(cluster: Served, asked: Questions, name: str, fa
     assert not (cluster.members[name].home / "fault").exists(), "no step was at fault"
     result.is_right(asked.expected["plain"])
     result.ended_within(ENDS_S, wedged_s)
+
+
+def test_a_request_that_kills_its_stages_is_not_tried_for_ever(cluster: Served, asked: Questions) -> None:
+    for member in cluster.members.values():
+        member.misbehave("die 1000")
+    neighbour = Stream(*asked.asked["lasting"])
+    neighbour.reaches(5)
+    began_s = time.monotonic()
+    poisoned = Stream("ship " * 1100, GenerateOptions(4)).result()
+    deaths = []
+    for member in cluster.members.values():
+        (member.home / "fault").unlink()
+        if (member.home / "deaths").exists():
+            deaths += (member.home / "deaths").read_text().split()
+    assert poisoned.error is not None
+    assert poisoned.tokens == []
+    poisoned.is_right_or_typed([])
+    poisoned.ended_within(ENDS_S, began_s)
+    assert 1 <= len(deaths) <= 1 + MAX_RECOVERIES, deaths
+    neighbour.result().is_right_or_typed(asked.expected["lasting"])
 
 
 def test_the_coordinator_dies_and_comes_back(cluster: Served, asked: Questions) -> None:

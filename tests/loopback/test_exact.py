@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "8-bit": {"bits": 8, "group_size": 64, "tied": False},
     "bf16": {"dtype": "bfloat16"},
 }
-PROMPT_TOKENS = 210  # several chunks
+PROMPT_TOKENS = 140  # several chunks
 GENERATED = 10
 
 

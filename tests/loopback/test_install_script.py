@@ -25,10 +25,10 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture
-def wheel(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel whose command prints a version, and nothing else."""
-    path = tmp_path / STUB
+    path = tmp_path_factory.mktemp("wheel") / STUB
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("edgepp.py", "def main():\n    print('edgepp 9.9')\n")
         info = "edgepp-9.9.dist-info"
@@ -37,6 +37,16 @@ def wheel(tmp_path: Path) -> Path:
         archive.writestr(f"{info}/entry_points.txt", "[console_scripts]\nedgepp = edgepp:main\n")
         archive.writestr(f"{info}/RECORD", "")
     return path
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """A home with an installation, which a test leaves as it was, or upgrades."""
+    home = tmp_path_factory.mktemp("installed") / "home"
+    home.mkdir()
+    done = install(home, wheel)
+    assert done.returncode == 0, done.stderr
+    return home
 
 
 def run(home: Path, *arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -130,27 +140,27 @@ def test_an_installation_that_fails_at_its_end_leaves_no_trace(home: Path, wheel
 
 @pytest.mark.parametrize("program", ["ln", "cp"])
 def test_an_upgrade_that_fails_at_its_end_leaves_the_former_installation(
-    program: str, home: Path, wheel: Path, tmp_path: Path
+    program: str, installed: Path, wheel: Path, tmp_path: Path
 ) -> None:
-    assert install(home, wheel).returncode == 0
-    folder = home / ".local/share/edgepp-install"
+    folder = installed / ".local/share/edgepp-install"
     (folder / "venv" / "former").touch()
-    before = files(home)
-    done = run(home, "--from", wheel, "--python", sys.executable, PATH=f"{failing(tmp_path, program)}:/usr/bin:/bin")
+    before = files(installed)
+    done = run(
+        installed, "--from", wheel, "--python", sys.executable, PATH=f"{failing(tmp_path, program)}:/usr/bin:/bin"
+    )
     assert done.returncode != 0
     assert "everything is as it was before" in done.stderr
-    assert files(home) == before
-    subprocess.run([home / ".local" / "bin" / "edgepp"], check=True)
+    assert files(installed) == before
+    subprocess.run([installed / ".local" / "bin" / "edgepp"], check=True)
 
 
-def test_the_installed_script_upgrades(home: Path, wheel: Path) -> None:
-    assert install(home, wheel).returncode == 0
-    copy = home / ".local/share/edgepp-install/install.sh"
+def test_the_installed_script_upgrades(installed: Path, wheel: Path) -> None:
+    copy = installed / ".local/share/edgepp-install/install.sh"
     done = subprocess.run(
         ["sh", copy, "--from", wheel, "--python", sys.executable],
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(home), "PIP_NO_INDEX": "1"},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(installed), "PIP_NO_INDEX": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert copy.read_bytes() == SCRIPT.read_bytes()

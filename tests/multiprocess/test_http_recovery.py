@@ -139,11 +139,17 @@ class Answer:
         return self
 
 
+@pytest.fixture(scope="module")
+def undisturbed(cluster: HttpCluster) -> dict[str, Answer]:
+    """An answer of each kind that nothing disturbs, each alone."""
+    wait_until_ready(cluster)
+    return {kind: Answer(**options).read(cluster) for kind, options in KINDS.items()}
+
+
 @pytest.mark.parametrize("stage", [0, 1])
-def test_streams_of_all_kinds_go_on_together(cluster: HttpCluster, stage: int) -> None:
+def test_streams_of_all_kinds_go_on_together(cluster: HttpCluster, undisturbed: dict[str, Answer], stage: int) -> None:
     wait_until_ready(cluster)
     before = samples(cluster)
-    undisturbed = {kind: Answer(**options).read(cluster) for kind, options in KINDS.items()}
     answers = {kind: Answer(**options) for kind, options in KINDS.items()}
     process = process_of(cluster, stage)
     with ThreadPoolExecutor(len(answers)) as threads:
