@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S
 from edgepp.coordinator.failure_backoff import FIRST_BAN_S, MAX_FAILURES, MAX_SLOT_RETRY_S, STEADY_S
+from edgepp.coordinator.link_bans import avoided_links
 from edgepp.coordinator.load_tracker import REORDER_S, STALLED_S, host_id
 from edgepp.coordinator.plan_timing import QUIET_S
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
@@ -62,6 +63,9 @@ def test_a_link_that_stages_cannot_open_is_avoided_by_another_order() -> None:
     assert set(order(cluster)) == {HERE, MINI, AIR}
     assert (first, second) not in pairwise(order(cluster))
     assert "cannot reach port 5701 of the stage on node" in cluster.planner.reason
+    (told,) = avoided_links(cluster.planner.avoided_links, cluster.members)
+    assert (told["sender"], told["receiver"]) == (first[:1], second[:1]), "told while answers go another way"
+    assert told["reason"] == cluster.planner.reason
     for sender, receiver in ((second, first), (second, third), (third, second)):
         close(cluster, sender, receiver)
         cluster.load(cluster.after(0.2))
@@ -71,6 +75,7 @@ def test_a_link_that_stages_cannot_open_is_avoided_by_another_order() -> None:
     cluster.after(FIRST_BAN_S + QUIET_S)
     assert set(order(cluster)) == {HERE, MINI, AIR}
     assert cluster.planner.reason == ""
+    assert cluster.planner.avoided_links == []
 
 
 def test_a_closed_link_that_the_cluster_cannot_do_without_is_named_and_tried_again() -> None:
