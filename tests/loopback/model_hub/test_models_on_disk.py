@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -195,6 +196,20 @@ def test_a_local_folder_is_used_in_place(single: Path, tmp_path: Path) -> None:
     assert fetch(str(part), ModelParts(LayerRange(0, 4))) == part
     with pytest.raises(ModelError, match="lacks layers 4-5"):
         fetch(str(part), ModelParts(LayerRange(2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("two\nlines", "no text in UTF-8"), ("latin-\udce9", "no text in UTF-8"), ("/".join(["x" * 200] * 3), "too long")],
+)
+def test_a_folder_whose_name_no_message_carries_is_refused_by_name(
+    tmp_path: Path, single: Path, name: str, said: str
+) -> None:
+    """A stage process could not say which model it has: chat was told that no node answers."""
+    folder = tmp_path / name
+    shutil.copytree(single, folder)
+    with pytest.raises(ModelError, match=f"the name of the folder .* {said}"):
+        fetch(str(folder))
 
 
 def test_a_card_is_described_without_a_download() -> None:
