@@ -152,6 +152,7 @@ class Planner:
         self._fail_stalled(members, now_s)
         hosts = self._stage_hosts.hosts(members.present)
         present = [part for host in hosts for part in part_ids(host.id)]
+        self.loads.note_lost(self._used, members, now_s)
         self._banned = banned = tuple(part for part in present if self.loads.backoff.is_banned(part, now_s))
         self._banned_links = self.link_bans.banned(now_s)
         seen = (*hosts, *banned, *self._banned_links, *self._stage_hosts.unfit, *sorted(self.sums.items()))
