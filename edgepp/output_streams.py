@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _MAX_HELD_BYTES = 1 << 20
 """Bytes that wait for the reader; more are lost."""
-_USUAL_WAIT_S = 0.2
-"""How long a write waits for a reader that took all so far."""
 _END_WAIT_S = 1.0
 """How long the end waits for a reader that takes nothing."""
 
@@ -40,7 +38,7 @@ class Output(io.FileIO):
     def hold(self) -> None:
         """From now on, hold what the reader does not take, and lose what is too much, rather than wait for the reader.
 
-        As long as the reader takes all, a write still ends with the bytes written, or with the failure.
+        A failure is raised by the next write.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._pass_on, name=f"output-{self.fileno()}", daemon=True)
@@ -60,15 +58,12 @@ class Output(io.FileIO):
                 raise
         chunk = bytes(data)
         with self._changed:
-            behind = self._held_bytes > 0
-            if self.lost is None and self._held_bytes + len(chunk) <= _MAX_HELD_BYTES:
+            if self.lost is not None:
+                raise self.lost
+            if self._held_bytes + len(chunk) <= _MAX_HELD_BYTES:
                 self._held.append(chunk)
                 self._held_bytes += len(chunk)
                 self._changed.notify_all()
-            if not behind:
-                self._changed.wait_for(lambda: not self._held_bytes or self.lost is not None, _USUAL_WAIT_S)
-            if self.lost is not None:
-                raise self.lost
         return len(chunk)
 
     def release(self) -> None:

@@ -230,7 +230,7 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             "layers": [layers.start, layers.stop],
             "node": member.facts.name,
             "node_id": member.node,
-            "address": f"{member.host}:{loaded.port}" if loaded else "",
+            "address": str(Address(member.host, loaded.port)) if loaded else "",
             "pid": loaded.pid if loaded else None,
             "backend": loaded.backend if loaded else member.facts.backend,
             "device": loaded.device if loaded else member.facts.device,
