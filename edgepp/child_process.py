@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_SOME_FOLDER = "import os\ntry: os.getcwd()\nexcept OSError: os.chdir('/')"
+"""Code that leaves a current folder which was removed: libraries ask for its name, and fail."""
 _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
@@ -22,16 +24,16 @@ def python_command(module: str, *arguments: str) -> list[str]:
     """Command line that runs ``module`` as ``__main__`` in an isolated interpreter (``-I``).
 
     The child imports from the same folders as this process, except the current folder; environment variables such as
-    ``PYTHONPATH`` add none. It does not find PyTorch, which nothing here needs, and which transformers imports where it
-    is installed: that takes seconds, and more memory than some children may use. Ctrl-C during the imports ends the
-    child without a traceback, even before the first one where it was started inside of ``interrupts_held``;
-    afterwards the module handles Ctrl-C.
+    ``PYTHONPATH`` add none, and a current folder that was removed does no harm. It does not find PyTorch, which nothing
+    here needs, and which transformers imports where it is installed: that takes seconds, and more memory than some
+    children may use. Ctrl-C during the imports ends the child without a traceback, even before the first one where it
+    was started inside of ``interrupts_held``; afterwards the module handles Ctrl-C.
     """
     ends = "s.getsignal(2) is s.default_int_handler and s.signal(2, s.SIG_DFL)"
     quiet = f"import _signal as s; {ends}; s.pthread_sigmask(s.SIG_UNBLOCK, [2])"  # `signal` itself takes milliseconds
     paths = f"import runpy, sys; sys.path[:] = {trusted_path()!r}; sys.modules['torch'] = None"
     run = f"runpy.run_module({module!r}, None, '__main__', True)"
-    return [sys.executable, "-I", "-c", f"{quiet}; {paths}; {run}", *arguments]
+    return [sys.executable, "-I", "-c", f"{quiet}; {paths}\n{_SOME_FOLDER}\n{run}", *arguments]
 
 
 @contextmanager

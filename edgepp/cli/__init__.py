@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 from edgepp.child_process import trusted_path
 from edgepp.cli.signals import INTERRUPTED, Terminated, leave_at_once, on_signals, unwind
+from edgepp.output_streams import Output, release_outputs
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
     from edgepp.cli.options import CommandGroup
     from edgepp.errors import EdgeppError
 
 BROKEN_PIPE = 141
+_stdout: list[Output] = []
 _reported_output_loss: list[bool] = []
 
 
@@ -86,26 +86,10 @@ def _open_streams() -> None:
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
     encoding = getattr(sys.stdout, "encoding", "utf-8")
-    output = io.BufferedWriter(_Output(1, "w", closefd=False))
-    sys.stdout = io.TextIOWrapper(output, encoding, "replace", line_buffering=os.isatty(1))
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="replace")
-
-
-class _Output(io.FileIO):
-    """Standard output that keeps its first failure."""
-
-    lost: OSError | None = None
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        """Write like any file, and keep the first failure in ``lost``."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            _Output.lost = _Output.lost or error
-            raise
+    _stdout[:] = [Output(1)]
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(_stdout[0]), encoding, "replace", line_buffering=os.isatty(1))
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(Output(2)), encoding, "replace", line_buffering=True)
 
 
 def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int:
@@ -155,14 +139,15 @@ def _output_lost() -> int | None:
     """The exit status after standard output was lost, None while it works; reports the loss, unless its reader left."""
     with suppress(OSError):
         sys.stdout.flush()
-    if _Output.lost is None:
+    lost = _stdout[0].lost
+    if lost is None:
         return None
     _silence(1)
-    if isinstance(_Output.lost, BrokenPipeError):
+    if isinstance(lost, BrokenPipeError):
         return BROKEN_PIPE
     if not _reported_output_loss:
         _reported_output_loss.append(True)
-        sys.stderr.write(f"error: standard output cannot be written: {_Output.lost.strerror}\n")
+        sys.stderr.write(f"error: standard output cannot be written: {lost.strerror}\n")
         sys.stderr.write("  try: free some space, or redirect the output to another file\n")
     return 1
 
@@ -177,6 +162,7 @@ def _silence(*descriptors: int) -> None:
 
 def _flushed(status: int) -> int:
     try:
+        release_outputs()
         lost = _output_lost()
         sys.stderr.flush()
     except OSError:

@@ -102,6 +102,8 @@ class Member:
     """Whether the member gets no layers: it is leaving, or was drained; until it is started again."""
     gone_reason: str = ""
     """Why the member is gone, such as ``left``."""
+    lost: bool = False
+    """Whether the member is gone without having said so, as a machine whose power failed."""
     loaded: tuple[tuple[int, Loaded], ...] = ()
     """Slot and newest ``Loaded`` of each slot that holds layers."""
 
@@ -153,7 +155,15 @@ class Membership:
             member = Member(node, key, facts, route, host, now_s)
         else:
             member = replace(
-                old, facts=facts, route=route, host=host, heard_s=now_s, closed=False, ended=False, gone_reason=""
+                old,
+                facts=facts,
+                route=route,
+                host=host,
+                heard_s=now_s,
+                closed=False,
+                ended=False,
+                gone_reason="",
+                lost=False,
             )
         if old is None or member != replace(old, heard_s=now_s, closed=False, ended=False):
             self.version += 1
@@ -219,7 +229,7 @@ class Membership:
             is_lost = silent_s > (CLOSED_S if member.closed else GONE_S) or member.ended
             if is_lost and self._move(node, MemberEvent.LOST):
                 how = "closed its connection" if member.closed else f"has been silent for {silent_s:.0f} s"
-                self._members[node] = replace(self._members[node], gone_reason=how)
+                self._members[node] = replace(self._members[node], gone_reason=how, lost=True)
                 changed.append(self._members[node])
         return changed
 

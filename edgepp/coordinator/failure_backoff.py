@@ -31,6 +31,8 @@ class _FailureRow:
     banned_until_s: float = 0.0
     loaded_s: float | None = None
     """When its stage was loaded; None while it is not."""
+    lasting: bool = False
+    """Whether a restart of the node forgives nothing, since the node itself failed."""
 
 
 class FailureBackoff:
@@ -39,13 +41,16 @@ class FailureBackoff:
     def __init__(self) -> None:
         self._rows: dict[str, _FailureRow] = {}
 
-    def failed(self, host: str, reason: str, now_s: float, *, final: bool = False) -> float:
-        """Note a failure; returns the time of the next retry. A ``final`` failure bans the host at once."""
+    def failed(self, host: str, reason: str, now_s: float, *, final: bool = False, lasting: bool = False) -> float:
+        """Note a failure; returns the time of the next retry.
+
+        A ``final`` failure bans the host at once; a restart of its node does not forgive a ``lasting`` one.
+        """
         row = self._rows.setdefault(host, _FailureRow())
         if row.loaded_s is not None and now_s - row.loaded_s >= STEADY_S:
             row.num_failures = 0
         row.num_failures = max(row.num_failures + 1, MAX_FAILURES if final else 0)
-        row.reason, row.loaded_s = reason, None
+        row.reason, row.loaded_s, row.lasting = reason, None, lasting
         if row.num_failures >= MAX_FAILURES:
             row.banned_until_s = now_s + doubled_s(FIRST_BAN_S, row.num_failures - MAX_FAILURES, MAX_BAN_S)
         return now_s + doubled_s(FIRST_SLOT_RETRY_S, row.num_failures - 1, MAX_SLOT_RETRY_S)
@@ -65,8 +70,8 @@ class FailureBackoff:
         self._rows.pop(host, None)
 
     def forget(self, node: str) -> None:
-        """Forget the failures of all hosts on a node."""
-        for host in [host for host in self._rows if host.partition("/")[0] == node]:
+        """Forget the failures of all hosts on a node that was started again, except lasting ones."""
+        for host in [host for host, row in self._rows.items() if host.partition("/")[0] == node and not row.lasting]:
             del self._rows[host]
 
     def is_banned(self, host: str, now_s: float) -> bool:

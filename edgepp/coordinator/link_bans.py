@@ -5,9 +5,10 @@ A node whose port is closed for one other node only, as by its firewall, still w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
+from edgepp.cluster.membership import Membership
 from edgepp.coordinator.failure_backoff import FailureBackoff
 from edgepp.coordinator.load_tracker import split_host_id
 from edgepp.coordinator.rank_loads import part_ids
@@ -67,6 +68,16 @@ def without(links: Mapping[NodeLink, LinkSpeed], banned: tuple[NodeLink, ...]) -
             changed[receiver, sender] = link_between(links, receiver, sender)
         changed[sender, receiver] = _CLOSED
     return changed
+
+
+def avoided_links(avoided: Iterable[tuple[NodeLink, str]], members: Membership) -> list[dict[str, str]]:
+    """One JSON object per link between two members that plans avoid for now, with the names of both and the reason."""
+    names = {member.node: member.facts.name for member in members}
+    return [
+        {"sender": names[sender], "receiver": names[receiver], "reason": reason}
+        for (sender, receiver), reason in avoided
+        if sender in names and receiver in names
+    ]
 
 
 def _key(link: NodeLink) -> str:

@@ -6,8 +6,10 @@ A stage host is identified by ``node/slot``. A slot that fails is ordered again 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgepp.cluster.membership import Membership
 from edgepp.coordinator.failure_backoff import FailureBackoff
 from edgepp.wire.messages.nodes import Loading
 
@@ -92,6 +94,13 @@ class LoadTracker:
         self.last_failure = reason
         load.ordered_s = self.backoff.failed(host, reason, now_s, final=final) - REORDER_S
 
+    def note_lost(self, hosts: Iterable[str], members: Membership, now_s: float) -> None:
+        """Count as a failure of each of the plan's ``hosts`` that its node is lost: some fail whenever they compute."""
+        for host in hosts:
+            member = members.get(split_host_id(host)[0])
+            if member is not None and member.lost:
+                self.backoff.failed(host, f"its node {member.gone_reason}", now_s, lasting=True)
+
     def restarting(self, host: str, now_s: float) -> None:
         """Note that a stage ended and its node starts it again by itself."""
         load = self._loads[host]
@@ -101,7 +110,7 @@ class LoadTracker:
     def remind(self, node: str, *, restarted: bool) -> None:
         """Order the node's loads again, since it enrolled again and may have lost the orders.
 
-        A ``restarted`` node is free of its earlier failures.
+        A ``restarted`` node is free of its earlier failures, except that the node itself was lost.
         """
         for host, load in self._loads.items():
             if split_host_id(host)[0] == node and (restarted or load.under_way):

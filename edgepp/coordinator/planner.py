@@ -80,7 +80,7 @@ class Planner:
     @property
     def reason(self) -> str:
         """Why there is no plan, or no better one; empty where nothing is wrong."""
-        refused = "; ".join([*self._stage_hosts.refused.values(), *map(self.link_bans.reason, self._banned_links)])
+        refused = "; ".join([*self._stage_hosts.refused.values(), *(why for _, why in self.avoided_links)])
         if self.shortage is None:
             return refused or ("" if self.plan is not None else "no node has joined yet")
         text = f"{self.shortage}; {self.shortage.hint}" if self.shortage.hint else str(self.shortage)
@@ -142,11 +142,17 @@ class Planner:
             return f"it failed to run its layers: {reasons[-1]}"
         return next((self.link_bans.reason(link) for link in self._banned_links if node in link), "")
 
+    @property
+    def avoided_links(self) -> list[tuple[NodeLink, str]]:
+        """The links between nodes that are avoided for now, each with the reason."""
+        return [(link, self.link_bans.reason(link)) for link in self._banned_links]
+
     def decide(self, members: Membership, now_s: float, *, idle: bool) -> list[Order]:
         """Make a new plan if it is time to; returns the orders that are due. ``idle``: no answer is under way."""
         self._fail_stalled(members, now_s)
         hosts = self._stage_hosts.hosts(members.present)
         present = [part for host in hosts for part in part_ids(host.id)]
+        self.loads.note_lost(self._used, members, now_s)
         self._banned = banned = tuple(part for part in present if self.loads.backoff.is_banned(part, now_s))
         self._banned_links = self.link_bans.banned(now_s)
         seen = (*hosts, *banned, *self._banned_links, *self._stage_hosts.unfit, *sorted(self.sums.items()))

@@ -10,6 +10,7 @@ from typing import Any
 from edgepp.cluster.membership import Member, Membership
 from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.json_codec import encode_sampling
+from edgepp.coordinator.link_bans import avoided_links
 from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.coordinator.model_change import ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
@@ -112,6 +113,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "nodes": _nodes(sources, stages),
         "stages": stages,
         "sums": sources.rollout.sums.report(),
+        "avoided_links": avoided_links(planner.avoided_links, sources.members),
     }
 
 
@@ -228,7 +230,7 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             "layers": [layers.start, layers.stop],
             "node": member.facts.name,
             "node_id": member.node,
-            "address": f"{member.host}:{loaded.port}" if loaded else "",
+            "address": str(Address(member.host, loaded.port)) if loaded else "",
             "pid": loaded.pid if loaded else None,
             "backend": loaded.backend if loaded else member.facts.backend,
             "device": loaded.device if loaded else member.facts.device,

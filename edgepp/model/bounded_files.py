@@ -31,6 +31,9 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 """Name patterns of the files that libraries open when they read a tokenizer."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""The first bytes of a file that Git LFS has not fetched."""
+_MAX_POINTER_BYTES = 1024
 _MAX_DEPTH = 64
 _PULL_HINT = "delete it and pull the model again"
 
@@ -56,6 +59,13 @@ def unreadable(path: Path, error: OSError) -> ModelError:
         return ModelError(f"{path} cannot be read: {error.strerror}", _PULL_HINT)
     return ModelError(
         f"{path} cannot be read: {error.strerror or error}", "check the file's owner, its permissions and the disk"
+    )
+
+
+def lfs_pointer(path: Path) -> ModelError:
+    """The error for a file in place of which Git has written a pointer."""
+    return ModelError(
+        f"{path} was not fetched: it is a pointer of Git LFS", f"run `git lfs install && git lfs pull` in {path.parent}"
     )
 
 
@@ -172,6 +182,8 @@ def _checked_files(folder: Path, patterns: Iterable[str]) -> list[tuple[Path, in
         max_bytes = max_file_bytes(name)
         if status.st_size > max_bytes:
             raise ModelError(f"{path} has more than {max_bytes // MIB} MiB, which such a file cannot need", _PULL_HINT)
+        if status.st_size < _MAX_POINTER_BYTES and read_bounded(path, _MAX_POINTER_BYTES).startswith(LFS_POINTER):
+            raise lfs_pointer(path)
         checked.append((path, status.st_size))
     return checked
 

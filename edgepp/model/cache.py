@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -45,6 +46,29 @@ def locked(path: Path, on_progress: Progress | None = None) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def own_entry(folder: Path, name: str) -> Path:
+    """The path in ``folder`` that belongs to ``name`` alone, which may not exist yet.
+
+    Where the file system takes upper and lower case for the same, as a Mac's does, and the entry is there under another
+    spelling, it belongs to that spelling: the path of ``name`` then ends in a digest.
+    """
+    path, apart = folder / name, folder / f"{name}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return apart if apart.exists() or (path.exists() and name not in _spellings(folder)) else path
+
+
+def has_entry(folder: Path, name: str) -> bool:
+    """Whether ``folder`` holds an entry that is spelled ``name``, also where upper and lower case are the same."""
+    return (folder / name).exists() and name in _spellings(folder)
+
+
+def _spellings(folder: Path) -> list[str]:
+    """The names in a folder as they were written; none where it cannot be read."""
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return []
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

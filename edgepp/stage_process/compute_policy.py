@@ -18,6 +18,7 @@ from edgepp.errors import UsageError
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if platform.system() == "Linux" else {}
 """Decoding reads every weight once per token; huge pages made decoding 3 to 26 % faster (bench/LOG.md)."""
 
+_MAX_THREADS = 1024
 _MAX_HEAD_THREADS = 4
 """Threads of the output head at most: reading its weights takes few cores all bandwidth, and waking more takes time."""
 
@@ -45,13 +46,17 @@ class ComputePolicy:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise UsageError(f"a stage needs at least 1 thread, not {self.threads}")
+        if self.threads > _MAX_THREADS:  # starting them would take minutes, in which the library cannot be stopped
+            raise UsageError(
+                f"{self.threads} threads are too many", f"use as many as there are cores, {physical_cores()}"
+            )
 
     @classmethod
     def alone(cls, threads: int | None = None) -> ComputePolicy:
         """Policy of a process that runs a whole model; ``threads`` defaults to all cores.
 
         Raises:
-            UsageError: ``threads`` is less than 1.
+            UsageError: ``threads`` is less than 1, or far more than a machine has.
         """
         return cls(_or(threads, physical_cores()), spin=True)
 
@@ -62,7 +67,7 @@ class ComputePolicy:
         ``threads`` is the number per process; None divides the cores between the processes.
 
         Raises:
-            UsageError: ``threads`` is less than 1.
+            UsageError: ``threads`` is less than 1, or far more than a machine has.
         """
         per_process = _or(threads, max(1, physical_cores() // max(1, processes)))
         return cls(per_process, awake=per_process * processes <= physical_cores())
@@ -74,7 +79,7 @@ class ComputePolicy:
         ``threads`` is the number of the whole node, divided between the processes; None for all cores.
 
         Raises:
-            UsageError: ``threads`` is less than 1.
+            UsageError: ``threads`` is less than 1, or far more than a machine has.
         """
         per_process = _or(threads, physical_cores())
         per_process = max(1, per_process // processes) if processes > 1 and per_process > 0 else per_process

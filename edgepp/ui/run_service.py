@@ -11,6 +11,7 @@ from typing import Protocol
 
 from edgepp.engine.frontend import OnProgress
 from edgepp.events import Event, Measuring
+from edgepp.output_streams import hold_outputs
 from edgepp.structured_log import fields
 from edgepp.ui.progress import ByteProgress
 
@@ -54,6 +55,7 @@ def run_until_stopped(
     """
     opened = asyncio.Event()
     came: list[int] = []
+    hold_outputs()  # a terminal that takes nothing may not stop what runs in the event loop, such as the HTTP server
 
     async def show_all() -> None:
         async for event in service.events():

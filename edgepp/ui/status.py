@@ -115,6 +115,8 @@ def tables(state: Mapping[str, Any]) -> Group:
         lines.append(Text(_http(state["http"])))
     if state["reason"]:
         lines.append(Text(str(state["reason"]), style="yellow"))
+    avoided = [link for link in state.get("avoided_links", ()) if link["reason"] not in str(state["reason"])]
+    lines += [Text(_avoided(link), style="yellow") for link in avoided]
     awake = [node["name"] for node in state["nodes"] if node["sleep_lock"] == "held"]
     if state["sleep_lock"] == "held":
         awake.append(state["coordinator"])
@@ -128,6 +130,11 @@ def tables(state: Mapping[str, Any]) -> Group:
 def _sums(state: Mapping[str, Any]) -> list[Text]:
     """One line per pair of nodes whose sums were measured."""
     return [Text(sum_text(pair), style="dim") for pair in tried(state)]
+
+
+def _avoided(link: Mapping[str, str]) -> str:
+    """Line about a link that plans avoid."""
+    return f"avoided for now: the link from {link['sender']} to {link['receiver']}, since {link['reason']}"
 
 
 def _http(http: Mapping[str, Any]) -> str:

@@ -37,3 +37,15 @@ def test_ctrl_c_before_the_first_import_ends_a_child_without_a_word() -> None:
     child.send_signal(signal.SIGINT)  # the interpreter has only just begun; the input, which it would read, stays open
     assert child.wait(PATIENCE_S) == -signal.SIGINT
     assert child.communicate() == ("", "")
+
+
+def test_a_child_starts_where_the_current_folder_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may be removed while `edgepp serve` runs, long before a child is started again."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    (tmp_path / "asking_program.py").write_text("import os; print(os.getcwd())")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = subprocess.run(python_command("asking_program"), capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("/\n", 0), done.stderr

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
+from edgepp.model.bounded_files import tokenizer_files
 from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.tokenizer import Tokenizer
@@ -453,3 +455,63 @@ def test_a_large_file_that_is_not_read_does_not_matter(tmp_path: Path, single: P
         stream.truncate(1 << 40)
     os.mkfifo(folder / "notes.txt")
     load_all(folder)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any], bytearray], None]) -> Path:
+    """The folder with another header, or other numbers, in its only file of weights."""
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    stop = 8 + int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8:stop]), bytearray(raw[stop:])
+    change(header, data)
+    head = json.dumps(header).encode()
+    file.write_bytes(len(head).to_bytes(8, "little") + head + data)
+    return folder
+
+
+def loaded(folder: Path, backend: Any, layers: LayerRange | None) -> None:
+    """Load all layers, or with None embedding and head."""
+    checkpoint, options = Checkpoint.open(folder), BackendOptions()
+    if layers is None:
+        backend.load_embedding_and_head(checkpoint, options)
+    else:
+        backend.load_stage(checkpoint, layers, options)
+
+
+PARTS = [("model.layers.1.mlp.up_proj.weight", LayerRange(0, 4)), ("model.norm.weight", None)]
+
+
+@pytest.mark.parametrize("backend", [MlxBackend(), OnnxBackend()], ids=["mlx", "onnx"])
+@pytest.mark.parametrize("dtype", ["I32", "U32"])
+@pytest.mark.parametrize(("name", "layers"), PARTS)
+def test_whole_numbers_in_place_of_weights_are_refused(
+    tmp_path: Path, single: Path, backend: Any, dtype: str, name: str, layers: LayerRange | None
+) -> None:
+    """Both backends computed with them, and gave different tokens."""
+    folder = rewritten(copied(single, tmp_path / "m"), lambda header, _: header[name].update(dtype=dtype))
+    with pytest.raises(ModelError, match=rf"{name} of m is of the type (u?int32|[IU]32), which"):
+        loaded(folder, backend, layers)
+
+
+@pytest.mark.parametrize(("name", "layers"), PARTS)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_damaged_weights_are_not_blamed_on_the_family(
+    tmp_path: Path, single: Path, name: str, layers: LayerRange | None, number: float
+) -> None:
+    def damage(header: dict[str, Any], data: bytearray) -> None:
+        start, _ = header[name]["data_offsets"]
+        data[start : start + 4] = struct.pack("<f", number)
+
+    folder = rewritten(copied(single, tmp_path / "m"), damage)
+    with pytest.raises(ModelError, match=r"the weights of the model are damaged: .* holds numbers that are not finite"):
+        loaded(folder, MlxBackend(), layers)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_says_how_to_fetch_the_file(tmp_path: Path, single: Path, name: str) -> None:
+    folder = copied(single, tmp_path / "m")
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234567\n")
+    read: Callable[[Path], object] = tokenizer_files if name == "tokenizer.json" else Checkpoint.open
+    with pytest.raises(ModelError, match="was not fetched: it is a pointer of Git LFS") as told:
+        read(folder)
+    assert "git lfs pull" in told.value.hint

@@ -8,13 +8,14 @@ watches forward passes in which taps replace all layers, so that no layer weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from edgepp.errors import ModelError
@@ -71,6 +72,18 @@ def unsupported_family(family: str, reason: str) -> ModelError:
         f"model family '{family}' does not fit a layer pipeline: {reason}",
         "run the model with mlx-lm on one machine, or choose a model of another family, such as llama or qwen3",
     )
+
+
+def damaged_weights(modules: Iterable[Any]) -> ModelError | None:
+    """The error for ``modules`` with a weight that is not a finite number; None where all are. Reads all weights."""
+    for module in modules:
+        for name, weight in tree_flatten(module.parameters()):
+            if mx.issubdtype(weight.dtype, mx.floating) and not mx.isfinite(weight).all().item():
+                return ModelError(
+                    f"the weights of the model are damaged: {name} holds numbers that are not finite",
+                    "delete its folder and pull the model again",
+                )
+    return None
 
 
 def find_layers(model: Any, family: str) -> tuple[str, list[Any]]:

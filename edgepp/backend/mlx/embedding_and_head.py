@@ -12,9 +12,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from edgepp.backend.device import has_gpu
 from edgepp.backend.mlx.arrays import DTYPES, from_numpy, to_numpy
-from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap, unsupported_family
+from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap, damaged_weights, unsupported_family
 from edgepp.backend.mlx.device_logits import ComputedLogits
-from edgepp.errors import StageFault, UsageError
+from edgepp.errors import ModelError, StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 
@@ -149,7 +149,11 @@ class MlxEmbeddingAndHead:
             return False
         if _same(self.embedded(one, 1)[0, 0], second):
             return True
-        raise unsupported_family(self._family, "its embedding looks at earlier tokens")
+        raise self._damaged() or unsupported_family(self._family, "its embedding looks at earlier tokens")
+
+    def _damaged(self) -> ModelError | None:
+        self._layers[:] = []  # those of other processes have no weights here
+        return damaged_weights([self._model])
 
     def _check_head(self) -> None:
         """Check that logits depend on the last hidden states only: tokens differ, and earlier hidden states are NaN.
@@ -161,7 +165,9 @@ class MlxEmbeddingAndHead:
         hidden = mx.broadcast_to(mx.arange(width).astype(mx.float32) / width, (2, 1, width))
         logits = self._logits(mx.array([[0], [1]]), hidden)
         if logits.shape[:2] != (2, 1) or not _same(logits[0], logits[1]):
-            raise unsupported_family(self._family, "its output head needs more than the last layer's hidden states")
+            raise self._damaged() or unsupported_family(
+                self._family, "its output head needs more than the last layer's hidden states"
+            )
         self._checking = False
 
 

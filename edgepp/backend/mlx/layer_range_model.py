@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from edgepp.backend.mlx.arrays import DTYPES, begin
 from edgepp.backend.mlx.batch_kv_cache import BatchGroup
-from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap, unsupported_family
+from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap, damaged_weights, unsupported_family
 from edgepp.backend.mlx.kv_cache import KV_BITS_HINT, QuantisedKV, SequenceCache
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
@@ -46,6 +46,7 @@ class LayerRangeModel:
 
     def _place_taps(self, layers: list[Any]) -> None:
         originals = list(layers)
+        self._own_layers = originals[self._layers.start : self._layers.stop]
         first, last = self._layers.start, self._layers.stop - 1
 
         def skip(hidden: Any, *_: Any, **__: Any) -> Any:
@@ -116,7 +117,9 @@ class LayerRangeModel:
                 f"layers {self._layers} of family '{family}' do not run {how}: {one_line(str(error), 200)}", hint
             ) from error
         if not finite:
-            raise unsupported_family(family, f"layers {self._layers} need weights from outside the range")
+            raise damaged_weights(self._own_layers) or unsupported_family(
+                family, f"layers {self._layers} compute numbers that are not finite, or need weights of other layers"
+            )
         return cache
 
     def try_batch(self, hidden_size: int) -> bool:

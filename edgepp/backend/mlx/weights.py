@@ -27,6 +27,7 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.safetensors_header import wrong_dtype
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 from edgepp.printable import one_line
 
@@ -160,4 +161,7 @@ def _placeholder(parameter: Any) -> Any:
 def _checked(name: str, array: Any, parameter: Any, folder: Path) -> Any:
     if array.shape != parameter.shape:
         raise ModelError(f"{name} of {folder.name} has shape {array.shape}; the model needs {parameter.shape}")
+    is_float, wants_float = (mx.issubdtype(one.dtype, mx.floating) for one in (array, parameter))
+    if is_float != wants_float or (parameter.dtype == mx.uint32 != array.dtype):
+        raise wrong_dtype(name, folder, str(array.dtype).rpartition(".")[2])
     return array

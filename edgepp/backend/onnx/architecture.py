@@ -6,6 +6,7 @@ the reason. Does not import ONNX.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,11 @@ from edgepp.layers import LayerRange
 from edgepp.model.config.model_config import PLAIN, ModelConfig
 from edgepp.model.shape import refuse_unused_tensors, shape_from_config
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.model.weights.safetensors_header import wrong_dtype
 
+_FLOATS = ("F32", "F16", "BF16")
+_PACKED = ("U32",)
+"""Dtype of quantised weights, several in each number."""
 FAMILIES = PLAIN
 """Architectures that the graph can express, by mlx-lm's names."""
 
@@ -145,9 +150,9 @@ def check_tensors(checkpoint: Checkpoint, layers: LayerRange | None) -> None:
         for name, (rows, columns) in shape.layer_matrices().items():
             _check_matrix(checkpoint, f"model.layers.{n}.{name}", rows, columns)
             if name.rpartition(".")[2] in model.biased:
-                _check_shape(checkpoint, f"model.layers.{n}.{name}.bias", (rows,))
+                _check(checkpoint, f"model.layers.{n}.{name}.bias", (rows,))
         for name, length in shape.layer_vectors().items():
-            _check_shape(checkpoint, f"model.layers.{n}.{name}", (length,))
+            _check(checkpoint, f"model.layers.{n}.{name}", (length,))
 
 
 def check_head(checkpoint: Checkpoint) -> None:
@@ -159,18 +164,25 @@ def check_head(checkpoint: Checkpoint) -> None:
     checkpoint.require_head()
     model = checkpoint.settings
     _check_matrix(checkpoint, checkpoint.head_module, model.vocab_size, model.hidden_size)
-    _check_shape(checkpoint, "model.norm.weight", (model.hidden_size,))
+    _check(checkpoint, "model.norm.weight", (model.hidden_size,))
 
 
 def _check_matrix(checkpoint: Checkpoint, module: str, rows: int, columns: int) -> None:
     quantisation = checkpoint.quantisation(module)
-    stored = columns if quantisation is None else columns * quantisation.bits // 32
-    _check_shape(checkpoint, f"{module}.weight", (rows, stored))
+    if quantisation is None:
+        _check(checkpoint, f"{module}.weight", (rows, columns))
+        return
+    _check(checkpoint, f"{module}.weight", (rows, columns * quantisation.bits // 32), _PACKED)
+    for name in (f"{module}.scales", f"{module}.biases"):
+        if name in checkpoint.tensors and checkpoint.tensors[name].dtype not in _FLOATS:
+            raise wrong_dtype(name, checkpoint.path, checkpoint.tensors[name].dtype)
 
 
-def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
+def _check(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtypes: Collection[str] = _FLOATS) -> None:
     place = checkpoint.tensors.get(name)
     if place is None:
         raise ModelError(f"{checkpoint.path} lacks the tensor {name}", "fetch it with `edgepp models pull`")
     if place.shape != shape:
         raise ModelError(f"{name} of {checkpoint.path.name} has shape {place.shape}; the model needs {shape}")
+    if place.dtype not in dtypes:
+        raise wrong_dtype(name, checkpoint.path, place.dtype)

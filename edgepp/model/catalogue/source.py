@@ -9,6 +9,7 @@ from pathlib import Path
 from edgepp.errors import ModelError
 from edgepp.model.catalogue.cards import Card, catalogue, suggestion
 from edgepp.model.catalogue.ollama_names import candidates
+from edgepp.printable import one_line, printable
 
 DEFAULT_REVISION = "main"
 
@@ -22,6 +23,8 @@ _OTHER_FORMATS = {
     ".safetensors": "a single file of weights",
 }
 """Descriptions of files that are not model folders, by the ending of their names."""
+_MAX_NAME_BYTES = 512
+"""Longest name of a model in messages."""
 _REPOSITORY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.A)
 
 
@@ -70,6 +73,7 @@ def resolve(model: str) -> Source:
         return _card_source(card)
     path = Path(model).expanduser()
     if model and path.is_dir():
+        _check_name(str(path.resolve()))
         return LocalFolder(path)
     match = _REPOSITORY.fullmatch(model)
     ending = ".gguf" if model.lower().endswith("-gguf") else path.suffix.lower()
@@ -92,6 +96,21 @@ def resolve(model: str) -> Source:
         return HubRepository(match["name"], match["revision"])
     known = [card for card in catalogue().values() if card.repository == match["name"]]
     return _card_source(known[0]) if known else HubRepository(match["name"])
+
+
+def _check_name(folder: str) -> None:
+    """Check that processes can tell each other the name of a folder.
+
+    Raises:
+        ModelError: the name is too long, or has characters that are no text.
+    """
+    is_text = printable(folder) == folder and not re.search(r"[\n\t]", folder)
+    if not is_text or len(folder.encode()) > _MAX_NAME_BYTES:
+        what = "is too long" if is_text else "has characters that are no text in UTF-8"
+        raise ModelError(
+            f"the name of the folder {one_line(folder, 100)} {what}",
+            f"rename or move it: its whole path may have {_MAX_NAME_BYTES} bytes",
+        )
 
 
 def name_anywhere(model: str) -> str:

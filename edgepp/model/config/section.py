@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from edgepp.errors import ModelError
 from edgepp.model.bounded_files import shown
 
+_FLOAT32 = (1.1754944e-38, 3.4028234e38)
+"""Smallest and largest positive number of full precision in float32, in which backends compute."""
 _HINT = "take the model from where it was published, or correct the file"
 
 
@@ -37,7 +39,7 @@ class Section:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive, finite number.
+        """A positive number that float32 holds.
 
         Raises:
             ModelError: the value is another, or is absent and has no default.
@@ -45,12 +47,12 @@ class Section:
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
+        if type(value) not in (int, float) or not _FLOAT32[0] <= value <= _FLOAT32[1]:
             self.refuse(key)
         return float(value)
 
     def numbers(self, key: str, length: int) -> list[float]:
-        """A list of ``length`` positive, finite numbers.
+        """A list of ``length`` positive numbers that float32 holds.
 
         Raises:
             ModelError: the value is another.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
@@ -95,6 +95,7 @@ def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _Progr
         counter.add(len(data), name)
     _check_config(folder, parts, snapshot.source.card)
     files = weight_files(folder, listed, parts)
+    _check_spellings(snapshot, [*filter(parts.wants_file, listed), *files])
     if not files:
         raise ModelError(
             f"{snapshot.source.name} has no weights in mlx-lm format (model*.safetensors)",
@@ -125,6 +126,17 @@ def _checked_total(snapshot: Snapshot, count: int) -> int:
             "take the model from another repository",
         )
     return count
+
+
+def _check_spellings(snapshot: Snapshot, names: Iterable[str]) -> None:
+    """Check that no two files are one where the file system takes upper and lower case for the same."""
+    spelled: dict[str, str] = {}
+    for name in names:
+        if (other := spelled.setdefault(name.lower(), name)) != name:
+            raise ModelError(
+                f"{snapshot.source.name} has both {other} and {name}, which a Mac takes for one file",
+                "take the model from another repository",
+            )
 
 
 def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:

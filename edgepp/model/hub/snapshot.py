@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from edgepp.errors import ModelError
 from edgepp.model.bounded_files import MAX_INDEX_BYTES, read_bounded, read_object
-from edgepp.model.cache import cache_dir
+from edgepp.model.cache import cache_dir, has_entry, own_entry
 from edgepp.model.catalogue.source import HubRepository, is_commit
 from edgepp.model.weights.model_parts import ModelParts, missing_files
 from edgepp.model.weights.weight_files import is_plain, regular_files
@@ -69,7 +69,7 @@ class Snapshot:
 
 def repository_folder(source: HubRepository) -> Path:
     """The folder of edgepp's cache for all commits of a repository."""
-    return cache_dir() / "hub" / source.name.replace("/", "--")
+    return own_entry(cache_dir() / "hub", source.name.replace("/", "--"))
 
 
 def recorded_snapshot(source: HubRepository) -> Snapshot | None:
@@ -87,7 +87,7 @@ def find_on_disk(source: HubRepository, parts: ModelParts) -> Path | None:
 
 
 def _reference(source: HubRepository) -> Path:
-    return repository_folder(source) / "refs" / quote(source.revision, safe="")
+    return own_entry(repository_folder(source) / "refs", quote(source.revision, safe=""))
 
 
 def _commit_in(reference: Path) -> str | None:
@@ -102,11 +102,13 @@ def _commit_in(reference: Path) -> str | None:
 def _in_shared_cache(source: HubRepository, parts: ModelParts) -> Path | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    shared = Path(HF_HUB_CACHE) / f"models--{source.name.replace('/', '--')}"
+    name = f"models--{source.name.replace('/', '--')}"
+    shared = Path(HF_HUB_CACHE) / name
     reference = shared / "refs" / source.revision
-    commit = _commit_in(reference) or source.revision
+    named = has_entry(reference.parent, reference.name)
+    commit = (_commit_in(reference) if named else None) or source.revision
     folder = shared / "snapshots" / commit
-    if not folder.is_dir():
+    if not folder.is_dir() or not has_entry(shared.parent, name):
         return None
     names = regular_files(folder)
     if (parts.embedding_and_head or parts.everything) and not any(name.startswith("tokenizer") for name in names):

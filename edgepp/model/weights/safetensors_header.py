@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepp.errors import ModelError
-from edgepp.model.bounded_files import MAX_INDEX_BYTES, open_regular, parse_object, read_object, shown, unreadable
+from edgepp.model.bounded_files import (
+    LFS_POINTER,
+    MAX_INDEX_BYTES,
+    lfs_pointer,
+    open_regular,
+    parse_object,
+    read_object,
+    shown,
+    unreadable,
+)
 
 DTYPES: Mapping[str, npt.DTypeLike] = {
     "F64": np.float64,
@@ -58,6 +67,14 @@ class TensorPlace:
     nbytes: int
 
 
+def wrong_dtype(name: str, folder: Path, dtype: str) -> ModelError:
+    """The error for a tensor of a dtype that cannot be what it is used for."""
+    return ModelError(
+        f"{name} of {folder.name} is of the type {dtype}, which its place in the model cannot be",
+        "take the model from where it was published, or convert it with `mlx_lm.convert`",
+    )
+
+
 def header_bytes(head: bytes | bytearray, file: Path, file_bytes: int) -> int:
     """Length in bytes of the header of a file of ``file_bytes`` bytes; ``head`` are its first eight bytes or more.
 
@@ -65,6 +82,8 @@ def header_bytes(head: bytes | bytearray, file: Path, file_bytes: int) -> int:
         ModelError: the file is not a safetensors file.
     """
     length = int.from_bytes(head[:8], "little")
+    if LFS_POINTER.startswith(head[:8]) and len(head) >= 8:
+        raise lfs_pointer(file)
     if len(head) < 8 or not 0 < length <= min(MAX_HEADER_BYTES, file_bytes - 8):
         raise ModelError(f"{file.name} is not a safetensors file", _PULL_HINT)
     return length

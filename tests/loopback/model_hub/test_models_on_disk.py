@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.cache import locked
+from edgepp.model.cache import locked, own_entry
 from edgepp.model.catalogue.source import HubRepository, resolve
 from edgepp.model.fetch import describe, fetch, find_local, is_cached
 from edgepp.model.hub.http import HubUnreachable
@@ -115,6 +116,73 @@ def test_models_that_other_programs_fetched_are_used(hub: FakeHub, tmp_path: Pat
     assert fetch(NAME) != snapshot
 
 
+@pytest.fixture
+def one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system like a Mac's, as far as ``other_case`` says which names are the same: links are not listed."""
+    monkeypatch.setattr(
+        "edgepp.model.cache._spellings", lambda folder: [one.name for one in folder.iterdir() if not one.is_symlink()]
+    )
+
+
+def other_case(path: Path, name: str) -> None:
+    """Let ``path`` be found under another spelling of its name."""
+    (path.parent / name).symlink_to(path.name)
+
+
+@pytest.mark.usefixtures("one_case")
+def test_two_repositories_that_differ_in_upper_case_stay_apart_where_a_file_system_takes_both_for_one(
+    hub: FakeHub, tmp_path: Path, single: Path
+) -> None:
+    hub.repositories["Org/Model"] = other = make_checkpoint(tmp_path / "other", SHAPE, seed=9)
+    same(fetch(NAME), single)
+    other_case(cached_root(), "Org--Model")
+    assert find_local("Org/Model") is None
+    second = fetch("Org/Model")
+    same(second, other)
+    same(fetch(NAME), single)
+    assert remove(NAME) > 0
+    cached_root().with_name("Org--Model").unlink()
+    assert fetch("Org/Model") == second, "it stays where it is when the other one is removed"
+    assert find_local(NAME) is None
+
+
+@pytest.mark.usefixtures("one_case")
+def test_models_of_other_programs_and_branches_are_found_by_their_own_spelling_only(
+    hub: FakeHub, tmp_path: Path, single: Path
+) -> None:
+    shared = tmp_path / "shared" / "models--org--model"
+    (shared / "refs").mkdir(parents=True)
+    (shared / "refs" / "main").write_text(COMMIT)
+    other_case(shared / "refs" / "main", "Main")
+    other_case(shared, "models--Org--Model")
+    (shared / "snapshots").mkdir()
+    (shared / "snapshots" / COMMIT).symlink_to(single)
+    assert find_local(NAME) == shared / "snapshots" / COMMIT
+    assert find_local("org/model@Main") is None
+    assert find_local("Org/Model") is None
+
+
+def test_names_have_entries_of_their_own_whatever_the_file_system(tmp_path: Path, one_case: None) -> None:
+    (tmp_path / "q4").write_text("one")
+    other_case(tmp_path / "q4", "Q4")
+    assert own_entry(tmp_path, "q4") == tmp_path / "q4"
+    apart = own_entry(tmp_path, "Q4")
+    assert apart.name.startswith("Q4~")
+    assert not apart.exists()
+    assert own_entry(tmp_path, "Q8") == tmp_path / "Q8"
+
+
+def test_files_that_a_mac_takes_for_one_are_refused(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[NAME] = folder = make_checkpoint(tmp_path / "twice", SHAPE)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "Tokenizer.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"has both Tokenizer\.json and tokenizer\.json, which a Mac takes for one file"
+    ):
+        fetch(NAME)
+    assert hub.weights_sent() == 0
+
+
 def test_a_local_folder_is_used_in_place(single: Path, tmp_path: Path) -> None:
     assert fetch(str(single)) == single
     assert is_cached(str(single))
@@ -128,6 +196,20 @@ def test_a_local_folder_is_used_in_place(single: Path, tmp_path: Path) -> None:
     assert fetch(str(part), ModelParts(LayerRange(0, 4))) == part
     with pytest.raises(ModelError, match="lacks layers 4-5"):
         fetch(str(part), ModelParts(LayerRange(2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("two\nlines", "no text in UTF-8"), ("latin-\udce9", "no text in UTF-8"), ("/".join(["x" * 200] * 3), "too long")],
+)
+def test_a_folder_whose_name_no_message_carries_is_refused_by_name(
+    tmp_path: Path, single: Path, name: str, said: str
+) -> None:
+    """A stage process could not say which model it has: chat was told that no node answers."""
+    folder = tmp_path / name
+    shutil.copytree(single, folder)
+    with pytest.raises(ModelError, match=f"the name of the folder .* {said}"):
+        fetch(str(folder))
 
 
 def test_a_card_is_described_without_a_download() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S
 from edgepp.coordinator.failure_backoff import FIRST_BAN_S, MAX_FAILURES, MAX_SLOT_RETRY_S, STEADY_S
+from edgepp.coordinator.link_bans import avoided_links
 from edgepp.coordinator.load_tracker import REORDER_S, STALLED_S, host_id
 from edgepp.coordinator.plan_timing import QUIET_S
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
@@ -62,6 +63,9 @@ def test_a_link_that_stages_cannot_open_is_avoided_by_another_order() -> None:
     assert set(order(cluster)) == {HERE, MINI, AIR}
     assert (first, second) not in pairwise(order(cluster))
     assert "cannot reach port 5701 of the stage on node" in cluster.planner.reason
+    (told,) = avoided_links(cluster.planner.avoided_links, cluster.members)
+    assert (told["sender"], told["receiver"]) == (first[:1], second[:1]), "told while answers go another way"
+    assert told["reason"] == cluster.planner.reason
     for sender, receiver in ((second, first), (second, third), (third, second)):
         close(cluster, sender, receiver)
         cluster.load(cluster.after(0.2))
@@ -71,6 +75,7 @@ def test_a_link_that_stages_cannot_open_is_avoided_by_another_order() -> None:
     cluster.after(FIRST_BAN_S + QUIET_S)
     assert set(order(cluster)) == {HERE, MINI, AIR}
     assert cluster.planner.reason == ""
+    assert cluster.planner.avoided_links == []
 
 
 def test_a_closed_link_that_the_cluster_cannot_do_without_is_named_and_tried_again() -> None:
@@ -151,9 +156,57 @@ def test_a_restarted_node_is_free_of_its_failures() -> None:
     assert cluster.until_complete(QUIET_S + 0.5) < MAX_SLOT_RETRY_S
 
 
+def lose(cluster: Cluster, node: str) -> None:
+    """Let a node end with all of its processes, as when its power fails; the others live on."""
+    for member in cluster.members.present:
+        incarnation, host = member.facts.incarnation, member.host
+        cluster.members.heard(member.node, beat(incarnation), 0, member.route, host, cluster.now_s)
+    cluster.members.closed(node, ended=True)
+    cluster.members.tick(cluster.now_s)
+    cluster.members.tick(cluster.now_s)
+
+
+def test_a_machine_that_fails_whenever_it_gets_layers_is_left_out_for_longer_and_longer() -> None:
+    """Its service starts it again each time, as after a drop of voltage: the others answer without it meanwhile."""
+    cluster = Cluster()
+    for node in (HERE, MINI):
+        cluster.join(node)
+    cluster.load(cluster.after(2.0))
+    tries: list[float] = []
+    for incarnation in range(2, 40):
+        if MINI in cluster.ranges:
+            tries.append(cluster.now_s)
+        lose(cluster, MINI)
+        cluster.load(cluster.after(2.0))
+        assert set(cluster.ranges) == {HERE}
+        cluster.join(MINI, incarnation=incarnation)
+        cluster.planner.loads.remind(MINI, restarted=True)
+        cluster.load(cluster.after(8.0))
+    waits = [later - before for before, later in pairwise(tries)]
+    assert len(tries) <= 3 + 4, "three tries, then one after each ban, which doubles"
+    assert waits[2] >= FIRST_BAN_S
+    assert waits[3] >= 2 * FIRST_BAN_S
+    assert "it failed to run its layers: its node closed its connection" in cluster.planner.why_excluded(MINI)
+
+
+def test_a_machine_that_is_lost_after_it_has_run_for_a_while_is_not_left_out() -> None:
+    cluster = Cluster()
+    for node in (HERE, MINI):
+        cluster.join(node)
+    cluster.load(cluster.after(2.0))
+    for incarnation in range(2, 10):
+        cluster.load(cluster.after(STEADY_S + 1))
+        lose(cluster, MINI)
+        cluster.load(cluster.after(2.0))
+        cluster.join(MINI, incarnation=incarnation)
+        cluster.planner.loads.remind(MINI, restarted=True)
+        cluster.load(cluster.after(QUIET_S + 0.5))
+        assert set(cluster.ranges) == {HERE, MINI}
+
+
 HISTORY = st.lists(
     st.tuples(
-        st.sampled_from(["fail", "work", "answer", "leave", "come", "quiet"]),
+        st.sampled_from(["fail", "work", "answer", "leave", "lose", "come", "quiet"]),
         st.sampled_from([HERE, MINI, AIR]),
         st.floats(0.1, 30.0),
     ),
@@ -183,6 +236,8 @@ def test_after_the_last_failure_the_cluster_answers_again_in_bounded_time(
             cluster.planner.answer_finished()
         elif what == "leave" and len(cluster.members.present) > 1:
             cluster.members.left(node)
+        elif what == "lose" and len(cluster.members.present) > 1:
+            lose(cluster, node)
         elif what == "come" and node not in {one.node for one in cluster.members.present}:
             cluster.join(node, incarnation=incarnation)
             cluster.planner.loads.remind(node, restarted=True)

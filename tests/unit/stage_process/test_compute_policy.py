@@ -89,3 +89,9 @@ def test_a_stage_reads_its_configuration(tmp_path: object) -> None:
     assert (told.layers, told.keys, told.policy) == (LayerRange(2, 5), settings.keys, settings.policy)
     assert settings.keys is not None
     assert settings.keys.secret not in repr(config)
+
+
+@pytest.mark.parametrize(("threads", "said"), [(0, "at least 1 thread"), (100_000, "100000 threads are too many")])
+def test_a_number_of_threads_that_cannot_be_is_refused_before_they_are_started(threads: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        _ = PipelineOptions("m", threads=threads).policy
