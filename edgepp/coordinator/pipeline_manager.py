@@ -296,8 +296,9 @@ class PipelineManager:
     def _move(self, pipeline: Pipeline, wanted: PipelineOrder) -> None:
         pipeline.suspend(NotReady("the layers move to other stages"), lost=False).result()
         ring = pipeline.open_ring(wanted.endpoints, lambda: wanted != self._wanted)
-        if wanted == self._wanted:
-            pipeline.take_ring(ring)
+        newest = self._wanted
+        if newest is not None and newest.plan_version == wanted.plan_version:
+            pipeline.take_ring(ring)  # also where addresses have changed since: its stages hold the sequences now
         else:  # another plan came meanwhile
             ring.close()
 

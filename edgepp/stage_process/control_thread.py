@@ -42,6 +42,8 @@ class _Epoch:
     owner: str
     heard_s: float
     attempt: ConnectAttempt
+    replaced: int = 0
+    """Epoch that this one has replaced, whose sequences it has; 0 for none."""
 
     @property
     def inherits(self) -> int:
@@ -100,8 +102,8 @@ class ControlThread(threading.Thread):
         """Send a message of the compute thread; an ``Attached`` ends the epoch that its ring has inherited."""
         epoch = self._epochs.get(message.epoch) if isinstance(message, Attached) else None
         inherited = self._epochs.pop(epoch.inherits, None) if epoch is not None and epoch.inherits else None
-        if inherited is not None:
-            inherited.attempt.given_up = True
+        if epoch is not None and inherited is not None:
+            inherited.attempt.given_up, epoch.replaced = True, epoch.inherits
         self._send(route, message)
 
     def receive(self) -> None:
@@ -137,10 +139,7 @@ class ControlThread(threading.Thread):
                 self._send(sender.route, self._welcome)
             case Ping():
                 received_us = clock_us()
-                epoch = self._epochs.get(message.epoch)
-                known = epoch is not None and epoch.owner == _owner(sender)
-                if epoch is not None and known:
-                    epoch.heard_s = time.monotonic()
+                known = self._heard(sender, message.epoch)
                 self._send(sender.route, self._compute.status.pong(message, received_us, known=known))
             case Attach():
                 self._attach(sender, message)
@@ -154,6 +153,19 @@ class ControlThread(threading.Thread):
             case Free() | Replay() | Inventory():
                 self._check_owner(sender, message.epoch)
                 self._compute.inbox.put(message)
+
+    def _heard(self, sender: Sender, number: int) -> bool:
+        """Note a ping for an epoch; whether the stage has its sequences, also those that a newer ring has inherited.
+
+        The coordinator pings the former ring until the newer one has been joined by all stages.
+        """
+        owner, epoch = _owner(sender), self._epochs.get(number)
+        if epoch is None:
+            return number > 0 and (owner, number) in [(one.owner, one.replaced) for one in self._epochs.values()]
+        if epoch.owner != owner:
+            return False
+        epoch.heard_s = time.monotonic()
+        return True
 
     def _attach(self, sender: Sender, message: Attach) -> None:
         self._check_owner(sender, message.epoch)

@@ -32,6 +32,8 @@ CHUNK_ROWS = 64
 _SUMS = ((1, 150), (CHUNK_ROWS, 30))
 """Rows of the partial sums, and how many sums of these are timed."""
 _WARM_UP = 10
+ENOUGH_S = 3.0
+"""Seconds after which no further sum of one size is timed: a few show the rate of a slow link."""
 _READ_BYTES = 2_000_000
 """Bytes that a rank reads before each sum: about what half a layer reads, so that caches are as cold as in a token."""
 
@@ -51,26 +53,37 @@ class SumProbeConfig:
     secret: str = field(repr=False)
 
 
-def measure_sums(group: RankGroup, width: int) -> dict[str, int]:
+def measure_sums(group: RankGroup, width: int, enough_s: float = ENOUGH_S) -> dict[str, int]:
     """Nanoseconds of a sum of one row (``row_ns``), and of one of ``rows`` rows (``rows_ns``); medians.
+
+    After ``enough_s`` seconds for sums of one size, no further one is timed.
 
     Raises:
         PeerLost: the other rank is gone, or breaks the protocol.
     """
-    other = np.ones(_READ_BYTES // 4, np.float32)
-    found = []
-    for step, (rows, count) in enumerate(_SUMS, 1):
-        partial = np.ones((rows, width), np.float32)
-        total = np.empty_like(partial)
-        group.begin_step(step)
-        times = []
-        for _ in range(_WARM_UP + count):
-            other.sum()
-            started_ns = time.perf_counter_ns()
-            group.reduce(partial, total)
-            times.append(time.perf_counter_ns() - started_ns)
-        found.append(int(statistics.median(times[_WARM_UP:])))
+    found = [_sum_ns(group, step, rows, width, count, enough_s) for step, (rows, count) in enumerate(_SUMS, 1)]
     return {"row_ns": found[0], "rows": CHUNK_ROWS, "rows_ns": found[1]}
+
+
+def _sum_ns(group: RankGroup, step: int, rows: int, width: int, count: int, enough_s: float) -> int:
+    """Median nanoseconds of ``count`` sums of ``rows`` rows, or of as many as end within ``enough_s`` seconds.
+
+    Each rank adds 1 to the first number once it has had enough, so that both end after the same sum.
+    """
+    other = np.ones(_READ_BYTES // 4, np.float32)
+    partial, total = np.zeros((rows, width), np.float32), np.empty((rows, width), np.float32)
+    group.begin_step(step)
+    times: list[int] = []
+    began_s = time.perf_counter()
+    while len(times) < _WARM_UP + count:
+        other.sum()
+        partial[0, 0] = time.perf_counter() - began_s > enough_s
+        started_ns = time.perf_counter_ns()
+        group.reduce(partial, total)
+        times.append(time.perf_counter_ns() - started_ns)
+        if total[0, 0]:
+            break
+    return int(statistics.median(times[_WARM_UP:] or times[-1:]))
 
 
 def probe(config: SumProbeConfig) -> None:

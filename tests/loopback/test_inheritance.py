@@ -43,21 +43,24 @@ def test_sequences_go_on_in_the_new_epoch(stage: Stage) -> None:
     assert stage.compute.runner.lengths(2) == {1: 4, 3: 3}
 
 
-def test_frames_and_pings_of_the_old_epoch_are_of_an_unknown_one(stage: Stage) -> None:
+def test_frames_of_the_old_epoch_are_dropped_and_its_pings_tell_that_its_sequences_live(stage: Stage) -> None:
     stage.feed(forward(1, rows=3), ROWS)
     stage.order(DRIVER, encode(INHERIT))
     dropped = stage.compute.runner.counters.dropped
     stage.feed(forward(1, position=3), ROWS[:1])
     assert stage.compute.runner.counters.dropped == dropped + 1
-    (old,) = stage.order(DRIVER, encode(Ping(1)))
-    (new,) = stage.order(DRIVER, encode(Ping(2)))
-    assert isinstance(old, Pong)
-    assert isinstance(new, Pong)
-    assert (old.known, new.known) == (False, True)
+    assert are_known(stage, 1, 2, 3) == [True, True, False]
     stage.order(DRIVER, encode(Detach(1)))
     assert stage.compute.runner.lengths(2) == {1: 3}
     stage.order(DRIVER, encode(Detach(2)))
     assert stage.compute.runner.sequences == 0
+    assert are_known(stage, 1, 2) == [False, False]
+
+
+def are_known(stage: Stage, *epochs: int) -> list[bool]:
+    """What the stage answers to pings of these epochs."""
+    pongs = [stage.order(DRIVER, encode(Ping(epoch)))[0] for epoch in epochs]
+    return [isinstance(pong, Pong) and pong.known for pong in pongs]
 
 
 def test_an_epoch_is_inherited_by_its_owner_alone(stage: Stage) -> None:
@@ -72,6 +75,7 @@ def test_an_epoch_is_inherited_by_its_owner_alone(stage: Stage) -> None:
 
 def test_an_unknown_epoch_leaves_nothing_to_inherit(stage: Stage) -> None:
     assert [type(one) for one in stage.order(DRIVER, encode(ATTACH._replace(epoch=9, inherits=77)))] == [Attached]
+    assert are_known(stage, 9, 77) == [True, False]
 
 
 def test_many_sequences_take_several_messages(stage: Stage) -> None:

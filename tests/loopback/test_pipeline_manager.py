@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,6 +141,21 @@ def test_stages_that_were_joined_for_a_superseded_plan_are_left(pipeline_manager
         (TWO.endpoints, True),
         (ONE.endpoints, False),
     ]
+
+
+def test_stages_that_were_joined_at_a_former_address_are_taken_since_they_hold_the_sequences(
+    pipeline_manager: PipelineManager,
+) -> None:
+    pipeline = until_open(pipeline_manager, ONE)
+    FakePipeline.opening.clear()
+    FakePipeline.may_open.clear()
+    pipeline_manager.ensure_open(TWO)
+    assert FakePipeline.opening.wait(PATIENCE_S)
+    moved = replace(TWO, endpoints=ONE.endpoints)
+    keep(pipeline_manager, moved)
+    FakePipeline.may_open.set()
+    assert until_open(pipeline_manager, moved) is pipeline
+    assert [ring.closed for ring in FakePipeline.rings] == [False, False]
 
 
 def test_a_pipeline_that_lost_a_stage_joins_its_stages_again(pipeline_manager: PipelineManager) -> None:

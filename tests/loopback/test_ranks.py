@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.stage_process import rank_links
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.rank_group import RankGroup
+from edgepp.stage_process.sum_probe import measure_sums
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import max_data_frame_bytes
 from edgepp.wire.messages.ranks import CacheOrder, Partial, RankJoined
@@ -36,7 +38,7 @@ from tests.builders.networks import two_networks
 from tests.builders.stages import stage_info
 from tests.engines import collect, local_engine
 from tests.live_ranks import GROUP, LiveRanks, first_rank
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 SHAPE = replace(TINY, heads=8, kv_heads=4, bits=4, group_size=32, dtype="float16", hidden=128)
 WIDTH = SHAPE.hidden
@@ -356,6 +358,18 @@ def test_sums_are_in_the_order_of_the_ranks() -> None:
         live.groups[1].send_all([encode(Partial(1, 0, 1, WIDTH)), values[1].tobytes()])
         group.reduce(values[0], totals[0])
         np.testing.assert_array_equal(totals[0], values[0] + values[1])
+    finally:
+        live.close()
+
+
+def test_both_ranks_of_a_measurement_end_after_the_same_sum_when_one_has_had_enough() -> None:
+    live, group = pair()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(measure_sums, live.groups[1], WIDTH, enough_s=3600.0)
+            found = measure_sums(group, WIDTH, enough_s=0.0)
+            assert min(found.values()) > 0
+            assert min(other.result(PATIENCE_S).values()) > 0
     finally:
         live.close()
 
