@@ -46,6 +46,8 @@ def field_values(hint: Any) -> st.SearchStrategy[Any]:
         return st.integers(low, high)
     if kind is str:
         return _OF_FORM[form[0]]
+    if kind is bytes:
+        return st.binary(min_size=low, max_size=min(high, 80))
     return st.lists(st.integers(0, 1 << 40), min_size=low, max_size=8).map(tuple)
 
 

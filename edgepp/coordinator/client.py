@@ -22,7 +22,7 @@ from edgepp.engine.text_stream import TextPiece
 from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.model.text.conversation import Prompt
-from edgepp.tracing.trace_view import TraceView
+from edgepp.tracing.trace_view import TraceView, processes_of
 from edgepp.tracing.view_json import decode_view
 from edgepp.wire.address import Address
 from edgepp.wire.field_types import Verb
@@ -114,7 +114,7 @@ class CoordinatorClient:
             part = decode_view(self.call("trace", {"request": request, "first": part.next}))
             whole.spans += part.spans
             whole.events += part.events
-            whole.processes = part.processes
+            whole.processes = processes_of(whole.processes, part.processes)
         whole.next = None
         return whole
 

@@ -79,7 +79,8 @@ def returned(answer: Hidden | Batch, rows: Array, step: Send | SendBatch, ring_s
     compute_s = tuple(us * scale for us in answer.compute_us)
     sequences = answer.sequences if isinstance(answer, Batch) else (answer.sequence,)
     if step.trace is not None:
-        step.trace.marks, step.trace.received_s, step.trace.back_s = answer.trace, received_s, time.perf_counter()
+        step.trace.marks, step.trace.rank_marks = answer.trace, answer.ranks
+        step.trace.received_s, step.trace.back_s = received_s, time.perf_counter()
     return Returned(sequences, step.positions_each, rows, compute_s, ring_s, step.result)
 
 

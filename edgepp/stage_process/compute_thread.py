@@ -235,7 +235,7 @@ class ComputeThread:
                 self._fault(ring, sequence, reason)
             if outcome.frame is not None:
                 if frame.trace:
-                    outcome.frame = waiting.marked(outcome.frame, self.status.busy_since_s)
+                    outcome.frame = waiting.marked(outcome.frame, self.status.busy_since_s, self.runner.rank_times)
                 self._sender.send_result(ring, outcome.frame, outcome.hidden)
                 self.bulk.computed(ring, outcome.frame)
         except Exception as error:  # a boundary: the requests of the frame end, the stage goes on

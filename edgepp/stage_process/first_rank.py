@@ -20,7 +20,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.cache_orders import change_cache
 from edgepp.stage_process.kv_pieces import Cut, max_piece_bytes
-from edgepp.stage_process.rank_group import RankGroup
+from edgepp.stage_process.rank_group import SUMS_PER_LAYER, RankGroup
 from edgepp.stage_process.rank_orders import RankOrders
 from edgepp.stage_process.split_head import NO_RESULT, SplitHead, WantedResult
 from edgepp.wire import codec
@@ -57,6 +57,10 @@ class FirstRank:
         """What is wanted of the next step, and of the last one."""
         self._orders = RankOrders(group, on_lost)
         self._step = 0
+        self.timed = False
+        """Whether the next steps are timed."""
+        self.times: list[tuple[int, bytes]] = []
+        """Times of all ranks in the last step, as ``wire.rank_marks.packed_times`` makes them; empty if not timed."""
         self.layers, self.hidden_size, self.dtype = model.layers, model.hidden_size, model.dtype
         self.chunk, self.device = model.chunk, model.device
 
@@ -205,10 +209,14 @@ class FirstRank:
         hidden = np.ascontiguousarray(hidden)
         self._computed, self._wanted = self._wanted, NO_RESULT
         (rows, width), dtype = hidden.shape, codec.dtype_name(hidden.dtype)
-        header = StepOrder(self._step, sequences, positions, rows, width, dtype, *self._computed)
+        header = StepOrder(self._step, sequences, positions, rows, width, dtype, *self._computed, self.timed)
         self._orders.give(header, hidden.tobytes())
-        self._group.begin_step(self._step)
-        return self._guarded_step(work)
+        self.times = []
+        self._group.begin_step(self._step, SUMS_PER_LAYER * len(self.layers) if self.timed else 0)
+        out = self._guarded_step(work)
+        if self.timed:
+            self.times = self._orders.guarded(self._group.times)
+        return out
 
     def _guarded_step(self, work: Callable[[], Array]) -> Array:
         """Do ``work`` of the present step; a failure is told to the other ranks."""

@@ -50,5 +50,6 @@ def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:
         frame.codec,
         frame.compute_us,
         trace=frame.trace,
+        ranks=frame.ranks,
     )
     return answer, wanted

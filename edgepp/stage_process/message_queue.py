@@ -8,14 +8,15 @@ position on, and a stage need not compute a void frame.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.attachment import Attachment
-from edgepp.stage_process.frames import Frame, spans_of
+from edgepp.stage_process.frames import Frame, sequences_of, spans_of
 from edgepp.wire.frame_marks import clock_us, computed
 from edgepp.wire.messages.data import REPLAYED, Echo, Forward, Kept, KvPiece
+from edgepp.wire.rank_marks import with_ranks
 from edgepp.wire.transport import Sender
 
 MAX_MESSAGES = 64
@@ -40,9 +41,14 @@ class WaitingFrame(NamedTuple):
         """Bytes of the hidden states."""
         return self.hidden.nbytes
 
-    def marked(self, frame: Frame, begun_s: float) -> Frame:
-        """``frame``, the traced result of this one, with the times of this stage: computed since ``begun_s``."""
+    def marked(self, frame: Frame, begun_s: float, ranks: Sequence[tuple[int, bytes]]) -> Frame:
+        """``frame``, the traced result of this one, with the times of this stage, computed since ``begun_s``.
+
+        ``ranks`` are the times of its ranks.
+        """
         trace = computed(self.frame.trace, self.received_us, self.checked_us, int(begun_s * 1e6), clock_us())
+        if ranks:
+            frame = frame._replace(ranks=with_ranks(frame.ranks, self.ring.stage, ranks, len(sequences_of(frame))))
         return frame._replace(trace=trace)
 
 

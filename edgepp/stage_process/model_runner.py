@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,7 +74,8 @@ class ModelRunner:
     def __init__(self, model: StageModel, context: int) -> None:
         """``context`` is the highest number of positions of any sequence."""
         self.model = model
-        self._head = model if isinstance(model, FirstRank) and model.has_head else None
+        self._ranks = model if isinstance(model, FirstRank) else None
+        self._head = self._ranks if self._ranks is not None and self._ranks.has_head else None
         self.sequence_states: list[SequenceState] = []
         """They hear of every sequence that is copied, freed or inherited."""
         self.context = context
@@ -88,6 +90,11 @@ class ModelRunner:
         return self._head is not None
 
     @property
+    def rank_times(self) -> Sequence[tuple[int, bytes]]:
+        """Times of all ranks in the last step of a traced frame; empty for a stage of one process."""
+        return self._ranks.times if self._ranks is not None else ()
+
+    @property
     def sequences(self) -> int:
         """Number of open sequences."""
         return len(self._open)
@@ -98,6 +105,8 @@ class ModelRunner:
         Rows of unknown sequences are dropped and counted.
         """
         started_s = time.perf_counter()
+        if self._ranks is not None:
+            self._ranks.timed = bool(frame.trace)
         outcome = self._forward(frame, hidden) if isinstance(frame, Forward) else self._batch(frame, hidden)
         if outcome.frame is None:
             return outcome

@@ -8,7 +8,7 @@ from edgepp.backend.base import StageModel
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.stage_process.cache_orders import change_cache
-from edgepp.stage_process.rank_group import PeerFault, RankGroup
+from edgepp.stage_process.rank_group import SUMS_PER_LAYER, PeerFault, RankGroup
 from edgepp.stage_process.split_head import SplitHead, WantedResult
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
@@ -84,7 +84,7 @@ class _OtherRank:
     def compute(self, order: StepOrder, tensor: Sequence[memoryview]) -> None:
         """Compute a step; a failure is told to the other ranks, which fail too."""
         hidden = codec.decode(tensor, order.rows, order.width, order.dtype, "none")
-        self._group.begin_step(order.step)
+        self._group.begin_step(order.step, SUMS_PER_LAYER * len(self._model.layers) if order.timed else 0)
         try:
             held = tuple(self._model.length(sequence) for sequence in order.sequences)
             if held != order.positions:

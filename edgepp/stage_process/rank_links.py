@@ -30,13 +30,15 @@ JOIN_S = 60.0
 MAX_WAITING_BYTES = 256 << 20
 """Bytes of one rank's messages that are kept while another rank's are awaited: a rank is a step ahead at most."""
 _MESSAGE_BYTES = 256
-"""What a message takes beside its frames."""
+"""What a message takes beside its header and frames."""
 _JOIN_INTERVAL_S = 0.02
 _CHECK_INTERVAL_S = 0.1
 """How often a waiting rank looks whether the others are still connected."""
 
 Received = tuple[RankMessage, list[memoryview]]
 """A message, and the frames after its header."""
+_Waiting = tuple[RankMessage, list[memoryview], int]
+"""The same with the bytes that it takes."""
 
 
 class RankLost(PeerLost):
@@ -84,7 +86,7 @@ class RankLinks:
         """Public key of each rank, by rank; empty texts without encryption."""
         self._rank_of: dict[bytes, int] = {}
         """Rank of each connection that has joined, by its route."""
-        self._received: dict[int, deque[Received]] = {other: deque() for other in range(ranks) if other != rank}
+        self._received: dict[int, deque[_Waiting]] = {other: deque() for other in range(ranks) if other != rank}
         self._waiting_bytes = dict.fromkeys(self._received, 0)
         self._checked_s = 0.0
 
@@ -261,15 +263,16 @@ class RankLinks:
             if rank is not None:
                 raise self.broken(rank, str(error)) from error
             return True
-        self._received[rank].append((message, tensor))  # type: ignore[arg-type]  # others are not allowed here
-        self._waiting_bytes[rank] += _size(tensor)
+        num_bytes = _MESSAGE_BYTES + len(header) + sum(map(len, tensor))
+        self._received[rank].append((message, tensor, num_bytes))  # type: ignore[arg-type]  # others are not allowed here
+        self._waiting_bytes[rank] += num_bytes
         if self._waiting_bytes[rank] > MAX_WAITING_BYTES:
             raise self.broken(rank, "it sends more than is asked for")
         return True
 
     def _take(self, rank: int) -> Received:
-        message, tensor = self._received[rank].popleft()
-        self._waiting_bytes[rank] -= _size(tensor)
+        message, tensor, num_bytes = self._received[rank].popleft()
+        self._waiting_bytes[rank] -= num_bytes
         return message, tensor
 
     def _greet(self, sender: Sender, message: Message, tensor: Sequence[memoryview]) -> None:
@@ -293,8 +296,3 @@ class RankLinks:
     def broken(self, rank: int, what: str) -> RankLost:
         """The error that a rank broke the protocol; ``what`` ends the sentence."""
         return RankLost(rank, f"rank {rank} of the stage broke the protocol: {what:.200}")
-
-
-def _size(tensor: Sequence[memoryview]) -> int:
-    """Bytes that a message with these frames takes."""
-    return _MESSAGE_BYTES + sum(map(len, tensor))

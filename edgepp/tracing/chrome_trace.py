@@ -12,7 +12,7 @@ from typing import Any
 
 from edgepp.tracing.trace_view import TRIP_TRACKS, TraceView, ViewSpan
 
-_TRACKS = ("request", "http", "text", "engine", "head", "compute", "way", "queue", "draft")
+_TRACKS = ("request", "http", "text", "engine", "head", "compute", "rank", "way", "queue", "draft")
 Event = dict[str, Any]
 
 

@@ -18,6 +18,9 @@ MAX_RECORDS = 100_000
 """Records of all requests of a log together: some 35 MB over four stages. The traces of older requests make room."""
 MAX_RECORDS_PER_REQUEST = 60_000
 """Records of one request; later ones are only counted. A token takes about five."""
+_RECORD_BYTES = 350
+_UNDER_WAY = 32
+"""Steps of a request that may be under way, at most, whose times are not known yet."""
 DEFAULT_KEPT = 20
 """Requests whose traces a coordinator keeps."""
 
@@ -71,6 +74,8 @@ class StepTrace:
     verdict: str = ""
     """Of a guess: ``right`` or ``void``; empty until that is known."""
     ring: TracedRing | None = None
+    rank_marks: bytes = b""
+    """``wire.rank_marks`` of the frame that came back."""
 
 
 class Span(NamedTuple):
@@ -106,11 +111,13 @@ class RequestTrace:
     events: list[TraceEvent] = field(default_factory=list)
     num_dropped: int = 0
     """Records that were not kept."""
+    _rank_bytes: int = 0
+    """Bytes of times of ranks, but for the newest steps."""
 
     @property
     def num_records(self) -> int:
-        """Steps, spans and events."""
-        return len(self.steps) + len(self.spans) + len(self.events)
+        """Steps, spans and events; the times of ranks count as the records that would take as many bytes."""
+        return len(self.steps) + len(self.spans) + len(self.events) + self._rank_bytes // _RECORD_BYTES
 
     def _has_room(self) -> bool:
         if self.num_records < MAX_RECORDS_PER_REQUEST:
@@ -131,6 +138,8 @@ class RequestTrace:
     def step(self, step: StepTrace) -> None:
         """Record a step that is being sent; whoever has it adds its times."""
         if self._has_room():
+            if len(self.steps) >= _UNDER_WAY:
+                self._rank_bytes += len(self.steps[-_UNDER_WAY].rank_marks)
             self.steps.append(step)
 
     def settle_guesses(self, position: int, *, right: bool) -> None:

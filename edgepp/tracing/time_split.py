@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from edgepp.tracing.trace_view import COORDINATOR, TraceView, ViewSpan
+from edgepp.tracing.rank_spans import SUM
+from edgepp.tracing.trace_view import COORDINATOR, RANK_TRACK, TraceView, ViewSpan
 
 REST = f"{COORDINATOR}: between steps"
 _BESIDE = ("detokenise", "write", "draft")
@@ -26,6 +27,8 @@ class TimeSplit:
     answer_us: dict[str, float] = field(default_factory=dict)
     beside_us: dict[str, int] = field(default_factory=dict)
     """What went on beside, in threads that no token waits for."""
+    ranks_us: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of each process that is a rank, the time in halves of layers and the time in sums, both part of computing."""
     num_tokens: int = 0
 
     @property
@@ -44,11 +47,15 @@ def split(trace: TraceView) -> TimeSplit:
     for span in trace.spans:
         if span.name in _BESIDE:
             result.beside_us[span.name] = result.beside_us.get(span.name, 0) + span.took_us
+        elif span.track == RANK_TRACK:
+            name, is_sum = trace.processes[span.process].name, span.name == SUM
+            halves_us, sums_us = result.ranks_us.get(name, (0, 0))
+            result.ranks_us[name] = (halves_us + (not is_sum) * span.took_us, sums_us + is_sum * span.took_us)
     if not tokens:
         return result
     first_us, last_us = tokens[0][0], tokens[-1][0]
     begin_us = min(0, *(span.begin_us for span in trace.spans))
-    spans = [span for span in trace.spans if span.name not in _BESIDE and span.took_us]
+    spans = [one for one in trace.spans if one.took_us and one.name not in _BESIDE and one.track != RANK_TRACK]
     result.prompt_us = _shares(trace, spans, begin_us, first_us)
     result.answer_us = _shares(trace, spans, first_us, last_us)
     return result

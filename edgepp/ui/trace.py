@@ -97,6 +97,7 @@ def report(trace: TraceView) -> dict[str, Any]:
         "prompt_us": {part: round(us, 1) for part, us in found.prompt_us.items()},
         "answer_us": {part: round(us, 1) for part, us in found.answer_us.items()},
         "beside_us": found.beside_us,
+        "ranks_us": {name: {"halves": halves, "sums": sums} for name, (halves, sums) in found.ranks_us.items()},
         "guesses": _guesses(trace),
         "clock_error_us": trace.clock_error_us,
         "records_dropped": trace.num_dropped,
@@ -125,6 +126,9 @@ def _remarks(trace: TraceView, found: TimeSplit) -> list[str]:
     if found.beside_us:
         beside = ", ".join(f"{name} {us / 1e3:.1f} ms" for name, us in found.beside_us.items())
         lines.append(f"beside, in other threads: {beside}")
+    for name, (halves_us, sums_us) in found.ranks_us.items():
+        rank = name if "rank" in name else f"{name}, rank 0"
+        lines.append(f"{rank}: {halves_us / 1e3:.1f} ms in halves of layers, {sums_us / 1e3:.1f} ms in sums")
     guesses = _guesses(trace)
     if guesses["sent"]:
         lines.append(f"guesses: {guesses['sent']} sent, {guesses['right']} right, {guesses['void']} void")

@@ -1,8 +1,8 @@
 """Types of the fields of a message: each annotation gives the bounds, or the check, that a received value must pass.
 
 ``Annotated[int, low, high]``, ``Annotated[str, min_length, max_length, check]`` (``check`` from ``text_fields``),
-``Annotated[tuple[int, ...], min_length, max_length]``, ``Literal[...]`` and ``bool`` are all that ``message_codec``
-reads; lengths of text count characters.
+``Annotated[tuple[int, ...], min_length, max_length]``, ``Annotated[bytes, min_length, max_length]``, ``Literal[...]`` and
+``bool`` are all that ``message_codec`` reads; lengths of text count characters.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ PerStageMicroseconds: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
 """Compute time of each stage that the frame has passed, in microseconds, without encoding, decoding and queueing."""
 TraceTimes: TypeAlias = Annotated[tuple[int, ...], 0, 161]
 """Times of a traced frame (``wire.frame_marks``), for at most 32 stages; empty for a frame that is not traced."""
+RankTimes: TypeAlias = Annotated[bytes, 0, 2048]
+"""Times of the ranks of stages in a traced step (``wire.rank_marks``); empty where none were noted."""
 WeightDigests: TypeAlias = Annotated[tuple[int, ...], 0, 256]
 """As ``model.weights.weight_digests`` gives them: of the tensors outside the layers, then of each layer."""
 TokenIds: TypeAlias = Annotated[tuple[int, ...], 0, 256]

@@ -104,6 +104,16 @@ class _TextDomain(NamedTuple):
         return isinstance(value, str) and self.min_length <= len(value) <= self.max_length and self.check(value)
 
 
+class _BytesDomain(NamedTuple):
+    """All bytes of a bounded length."""
+
+    min_length: int
+    max_length: int
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, bytes) and self.min_length <= len(value) <= self.max_length
+
+
 class _TupleDomain(NamedTuple):
     """All tuples of a bounded length of numbers in ``[0, 2**63)``."""
 
@@ -127,7 +137,9 @@ def _domain(hint: Any) -> tuple[type, Container[Any]]:
     kind, low, high, *check = get_args(hint)
     if kind is int:
         return int, range(low, high + 1)
-    return (str, _TextDomain(low, high, *check)) if kind is str else (tuple, _TupleDomain(low, high))
+    if kind is str:
+        return str, _TextDomain(low, high, *check)
+    return (bytes, _BytesDomain(low, high)) if kind is bytes else (tuple, _TupleDomain(low, high))
 
 
 class _HeaderLayout(NamedTuple):

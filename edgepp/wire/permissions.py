@@ -61,6 +61,7 @@ from edgepp.wire.messages.ranks import (
     RankFault,
     RankJoined,
     StepOrder,
+    StepTimes,
 )
 from edgepp.wire.messages.recovery import Expect, Held, Inventory, Push, Rebuilt, Replay
 
@@ -112,6 +113,7 @@ SPEAKERS: Mapping[type, Permission] = {
     KvExported: _by("ranks", "rank"),
     StepOrder: _by("ranks", "first rank"),
     Partial: _by("ranks", "first rank", "rank"),
+    StepTimes: _by("ranks", "rank"),
     HeadPart: _by("ranks", "rank"),
     RankFault: _by("ranks", "first rank", "rank"),
     Read: _by("draft", "driver"),

@@ -20,9 +20,12 @@ from edgepp.coordinator.json_codec import (
     encode_summary,
 )
 from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.tracing.request_trace import RequestTrace, StepTrace, TracedRing, TracedStage
+from edgepp.tracing.trace_view import RANK_TRACK, view
 from edgepp.wire import codec
 from edgepp.wire.field_types import Dtype
 from edgepp.wire.message_codec import decode, decode_payload, encode
+from edgepp.wire.rank_marks import packed_times, with_ranks
 from tests.ceiling import ceiling
 from tests.fuzz.message_lists import mutated_header
 from tests.fuzz.mutation import mutated_json
@@ -91,6 +94,24 @@ def _mutated_tensor(raw: bytes, draw: Random) -> bytes:
     return bytes(changed)
 
 
+def check_ranks(raw: bytes) -> None:
+    """Times of ranks are read as far as they are sound, and no span leaves the trip of its frame."""
+    ring = TracedRing((TracedStage("a", "0-1", 1), TracedStage("b", "2-3", 2)), (None, None))
+    step = StepTrace("decode", 1, 1, 1.0, 1.1, 1.2, received_s=1.8, back_s=1.9, ring=ring, rank_marks=raw)
+    trace = RequestTrace("req_1", 0.0, steps=[step])
+    with ceiling():
+        spans = [span for span in view(trace).spans if span.track == RANK_TRACK]
+    assert len(spans) <= len(raw) // 2
+    assert all(1_200_000 <= one.begin_us <= one.begin_us + one.took_us <= 1_800_000 for one in spans)
+
+
+def _ranks() -> Iterator[bytes]:
+    for ranks in (1, 2, 3):
+        times = [packed_times(range(1_300_000_000 + rank, 1_500_000_000, 20_000_000)) for rank in range(ranks)]
+        yield with_ranks(with_ranks(b"", 0, times, 1), 1, times, 1)
+    yield with_ranks(b"", 0, [packed_times([5, 10**14])] * 2, 1)
+
+
 def check_json(raw: bytes) -> None:
     """A question, a summary or stages are refused by a typed error, or encode to equal ones."""
     kind, payload = raw[:1], raw[1:]
@@ -135,5 +156,6 @@ def _mutated_payload(raw: bytes, draw: Random) -> bytes:
 TARGETS = (
     Target("wire", check_header, _headers, mutated_header),
     Target("tensors", check_tensor, _tensors, _mutated_tensor),
+    Target("rank-times", check_ranks, _ranks, _mutated_tensor),
     Target("wire-json", check_json, _payloads, _mutated_payload),
 )

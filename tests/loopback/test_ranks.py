@@ -29,7 +29,8 @@ from edgepp.stage_process.rank_group import RankGroup
 from edgepp.stage_process.sum_probe import measure_sums
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import max_data_frame_bytes
-from edgepp.wire.messages.ranks import CacheOrder, Partial, RankJoined
+from edgepp.wire.messages.ranks import CacheOrder, Partial, RankJoined, StepTimes
+from edgepp.wire.rank_marks import num_times, packed_times
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Link
 from tests import reference
@@ -323,6 +324,45 @@ def test_a_partial_sum_that_is_not_the_next_one_ends_the_group(frames: list[byte
             group.reduce(np.ones((2, WIDTH), np.float32), np.empty((2, WIDTH), np.float32))
     finally:
         live.close()
+
+
+@pytest.mark.parametrize("timed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "told",
+    [
+        [StepTimes(1, 0, bytes(16))],
+        [StepTimes(2, 0, packed_times([0, 1])[1])],
+        [StepTimes(1, 0, packed_times([0, 1])[1])] * 2,
+        [StepTimes(1, 0, bytes(2048))],
+        [StepTimes(1, 0, b"")],
+    ],
+    ids=["long", "step", "twice", "longest", "empty"],
+)
+def test_times_that_were_not_asked_for_end_the_group(timed: int, told: list[StepTimes]) -> None:
+    live, group = pair()
+    try:
+        group.begin_step(1, timed)
+        for one in told:
+            live.groups[1].send_all([encode(one)])
+        live.groups[1].send_all([encode(Partial(1, 0, 2, WIDTH)), bytes(8 * WIDTH)])
+        with pytest.raises(PeerLost, match="rank 1 of the stage broke the protocol"):
+            group.reduce(np.ones((2, WIDTH), np.float32), np.empty((2, WIDTH), np.float32))
+    finally:
+        live.close()
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_each_rank_tells_its_times_in_a_timed_step_alone(local: bool, path: Path) -> None:
+    with first_rank(path, (2, 1, 1), local=local) as (stage, _):
+        stage.open(1, 64)
+        for stage.timed in (False, True, True, False):
+            stage.extend(1, hidden_of(path, 2))
+            assert [num_times(times) for _, times in stage.times] == ([16, 15, 15] if stage.timed else [])
+        with pytest.raises(StageFault):
+            stage.extend(2, hidden_of(path, 2))
+        stage.timed = True
+        stage.extend(1, hidden_of(path, 2))
+        assert len(stage.times) == 3
 
 
 def test_a_rank_that_sends_without_end_while_another_is_awaited_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:

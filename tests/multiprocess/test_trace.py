@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.builders.chrome_format import read
 from tests.cluster import Machine, chat, serving
 from tests.waiting import PATIENCE_S, eventually
@@ -107,6 +109,25 @@ def test_a_chat_of_this_process_alone_is_traced_too(tiny: Path, tmp_path: Path) 
     chat("-m", str(tiny), "--alone", "-p", "hi", "-n", "8", "--ignore-eos", "--trace", str(file))
     trace = read(file.read_text())
     assert {event["name"] for event in trace["traceEvents"]} > {"compute decode", "head", "tokenise"}
+
+
+def test_each_rank_of_each_stage_is_traced(tmp_path: Path) -> None:
+    shape = replace(TINY, heads=8, kv_heads=4, bits=4, group_size=32, dtype="float16", hidden=128)
+    model, file = make_checkpoint(tmp_path / "shared", shape), tmp_path / "chat.json"
+    options = ("--stages", "2", "--tensor", "2", "--threads", "1", "--speculate", "off", "--ignore-eos")
+    chat("-m", str(model), *options, "-p", "hi", "-n", "8", "--trace", str(file))
+    trace = read(file.read_text())
+    errors = trace["metadata"]["clock_error_us"]
+    assert set(errors) == {
+        *("coordinator", "stage 0, layers 0-1", "stage 1, layers 2-3"),
+        *("stage 0, layers 0-1, rank 1", "stage 1, layers 2-3, rank 1"),
+    }
+    assert min(errors.values()) >= 0
+    begun = [event for event in trace["traceEvents"] if event.get("cat") == "compute" and "compute" in event["name"]]
+    for name, in_a_step in (("attention", 4), ("MLP", 4), ("sum", 7)):  # rank 1 tells its times before the last sum
+        found = [event for event in trace["traceEvents"] if event.get("cat") == "rank" and event["name"] == name]
+        assert {event["pid"] for event in found} == {1, 2, 3, 4}
+        assert len(found) == len(begun) * in_a_step
 
 
 def test_traces_can_be_off(tiny: Path, tmp_path: Path) -> None:

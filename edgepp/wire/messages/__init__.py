@@ -1,4 +1,4 @@
-"""The protocol of edgepp, version 12: every message, its sender and its receiver.
+"""The protocol of edgepp, version 13: every message, its sender and its receiver.
 
 A message is a ZeroMQ multipart message. The first frame is a msgpack header ``[version, kind, field, …]``, with the
 fields in the order in which the classes of this package declare them; the annotations of the fields (``field_types``)
@@ -54,7 +54,8 @@ Each sender numbers the frames ``Forward``, ``Batch`` and ``Hidden`` of an epoch
 stage that sees a gap sends ``FrameLost`` and computes the frame; it drops and counts a frame whose number is not new.
 The coordinator gives the ring up at a gap, and at an answer to a step of a sequence whose earlier step has none.
 
-Frames of traced requests carry the times at which each stage handled them (``wire.frame_marks``); ``Ping`` and ``Pong``
+Frames of traced requests carry the times at which each stage handled them (``wire.frame_marks``), and its ranks
+(``wire.rank_marks``); ``Ping`` and ``Pong``
 carry the times that show how the clocks of coordinator and stages differ.
 
 A ring can replace another one that has lost a stage. Its new epoch ``inherits`` the old one: a stage that was part of
@@ -74,6 +75,8 @@ is the stage for the coordinator and for other stages; it has the others do what
         StepOrder                        from rank 0: compute hidden states, with all other ranks
         Partial                          from each rank to all others, twice per layer: a partial sum, which every
                                          rank adds in the order of the ranks
+        StepTimes                        to rank 0, before the last Partial of a step of a traced request: when the rank
+                                         computed its halves, and waited in sums
         HeadPart                         to rank 0, from a rank that has its part of the output head: the last rows'
                                          logits or candidates, behind the last Partial
         RankFault                        in place of the next Partial: the rank cannot do the step
@@ -126,7 +129,7 @@ from edgepp.wire.messages.nodes import NodeMessage
 from edgepp.wire.messages.ranks import RankMessage
 from edgepp.wire.messages.recovery import RecoveryMessage
 
-VERSION = 12
+VERSION = 13
 MAX_FRAMES = 4
 """Frames of one message, header included."""
 MAX_HEADER_BYTES = 4096

@@ -16,6 +16,7 @@ from edgepp.wire.field_types import (
     PerSequence,
     PerStageMicroseconds,
     PiecePurpose,
+    RankTimes,
     ResultForm,
     ResultWidth,
     Rows,
@@ -73,6 +74,7 @@ class Forward(NamedTuple):
     candidates: Candidates = 0
     """Candidates per row, for that form; 0 otherwise."""
     trace: TraceTimes = ()
+    ranks: RankTimes = b""
     request: Label = ""
     """Name of the request in logs, in the frame that opens a sequence; empty in other frames."""
 
@@ -102,6 +104,7 @@ class Hidden(NamedTuple):
     checksum: Checksum = 0
     """CRC-32 of the tensor frames."""
     trace: TraceTimes = ()
+    ranks: RankTimes = b""
 
 
 class Batch(NamedTuple):
@@ -124,6 +127,7 @@ class Batch(NamedTuple):
     checksum: Checksum = 0
     """CRC-32 of the tensor frames."""
     trace: TraceTimes = ()
+    ranks: RankTimes = b""
     result: ResultForm = "hidden"
     candidates: Candidates = 0
 

@@ -14,6 +14,7 @@ from edgepp.wire.field_types import (
     Layer,
     PerSequence,
     Rank,
+    RankTimes,
     ResultForm,
     ResultWidth,
     Rows,
@@ -96,6 +97,8 @@ class StepOrder(NamedTuple):
     result: ResultForm = "hidden"
     """Form of these parts: logits or candidates."""
     candidates: Candidates = 0
+    timed: bool = False
+    """Whether each rank tells its times with ``StepTimes``."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
@@ -118,6 +121,16 @@ class Partial(NamedTuple):
     width: Width
 
 
+class StepTimes(NamedTuple):
+    """Rank to rank 0, before the last ``Partial`` of a timed step: how long its halves and sums took until then."""
+
+    step: Id
+    begun_us: Id
+    """When the rank began the step, in microseconds of its own clock."""
+    times: RankTimes
+    """As ``wire.rank_marks.packed_times`` makes them."""
+
+
 class HeadPart(NamedTuple):
     """Rank to rank 0: its part of a step's result. One frame follows: float32 (rows, width), logits or candidates."""
 
@@ -134,5 +147,5 @@ class RankFault(NamedTuple):
 
 
 RankMessage: TypeAlias = (
-    RankJoined | CacheOrder | CacheDone | KvOrder | KvExported | StepOrder | Partial | HeadPart | RankFault
+    RankJoined | CacheOrder | CacheDone | KvOrder | KvExported | StepOrder | Partial | StepTimes | HeadPart | RankFault
 )

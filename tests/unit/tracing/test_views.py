@@ -13,10 +13,11 @@ from edgepp.tracing.chrome_trace import chrome_trace, chrome_traces
 from edgepp.tracing.clock_offset import ClockOffset
 from edgepp.tracing.request_trace import RequestTrace, StepTrace, TracedRing, TracedStage, TraceLog
 from edgepp.tracing.time_split import REST, split
-from edgepp.tracing.trace_view import ViewSpan, view
+from edgepp.tracing.trace_view import ViewProcess, ViewSpan, processes_of, view
 from edgepp.tracing.view_json import decode_view, encode_view
 from edgepp.wire.frame_marks import MAX_TRACED_STAGES, computed, encoded, is_whole, stage_marks
 from edgepp.wire.message_codec import encode_payload
+from edgepp.wire.rank_marks import packed_times, with_ranks
 from tests.builders.chrome_format import read
 
 AHEAD_US = 7_000_000
@@ -75,6 +76,60 @@ def test_no_stage_works_on_a_frame_before_it_was_sent_or_after_it_came_back() ->
     lying.marks = marks(1020, (5, 6, 7, 8, 9), (2**50, 2**50, 2**50, 2**50, 2**50))
     for span in view(trace_of(lying)).spans:
         assert 1000 <= span.begin_us <= span.begin_us + span.took_us <= 2260
+
+
+def of_ranks(*other_us: int) -> StepTrace:
+    """A step whose stage 0 has two ranks; rank 1 tells ``other_us`` by a clock that is 5 s ahead."""
+    found = step("decode", 1000)
+    first = packed_times([us * 1000 for us in (1140, 1240, 1340, 1440, 1540)])
+    other = packed_times([(5_000_000 + us) * 1000 for us in other_us])
+    found.rank_marks = with_ranks(b"", 0, [first, other], 1)
+    return found
+
+
+def test_each_rank_has_its_halves_and_sums_on_the_coordinators_clock() -> None:
+    trace = trace_of(of_ranks(1145, 1330, 1350, 1430))
+    found = view(trace)
+    [_, first, _, other] = found.processes
+    assert other.name == "stage 0, layers 0-1, rank 1"
+    assert first.clock_error_us == 0
+    assert 0 < other.clock_error_us <= 100
+    spans = [span for span in found.spans if span.track == "rank"]
+    assert [(one.process, one.name) for one in spans] == [
+        *((1, name) for name in ("attention", "sum", "MLP", "sum")),
+        *((3, name) for name in ("attention", "sum", "MLP")),
+    ]
+    assert [(one.begin_us, one.took_us) for one in spans[:4]] == [(at, 100) for at in (1140, 1240, 1340, 1440)]
+    for one, begin_us in zip(spans[4:], (1145, 1330, 1350), strict=True):
+        assert abs(one.begin_us - begin_us) <= other.clock_error_us
+    times = split(found)
+    assert times.ranks_us == {first.name: (200, 200), other.name: (265, 20)}
+    assert sum(times.prompt_us.values()) == pytest.approx(2260)
+    assert decode_view(json.loads(json.dumps(encode_view(found)))) == found
+    assert len([one for one in read(json.dumps(chrome_trace(found)))["traceEvents"] if one.get("cat") == "rank"]) == 7
+
+
+def test_a_rank_whose_times_contradict_rank_0_is_left_out() -> None:
+    spans = view(trace_of(of_ranks(1145, 1330, 1350, 900_000))).spans
+    assert {one.process for one in spans if one.track == "rank"} == {1}
+
+
+def test_the_error_of_a_clock_is_the_largest_of_all_parts_of_a_trace() -> None:
+    known = [ViewProcess("coordinator"), ViewProcess("a", clock_error_us=7), ViewProcess("b", clock_error_us=3)]
+    worse = [ViewProcess("coordinator"), ViewProcess("a", clock_error_us=5), ViewProcess("b", clock_error_us=-1)]
+    found = processes_of(known, [*worse, ViewProcess("c", clock_error_us=9)])
+    assert [one.clock_error_us for one in found] == [0, 7, -1, 9]
+
+
+def test_times_of_ranks_count_as_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_trace, "MAX_RECORDS_PER_REQUEST", 200)
+    trace = RequestTrace("req_1", 0.0)
+    for at in range(300):
+        one = step("decode", 1000 * at)
+        one.rank_marks = bytes(700)
+        trace.step(one)
+    assert 60 < len(trace.steps) < 120
+    assert trace.num_dropped == 300 - len(trace.steps)
 
 
 def test_parts_add_up_to_the_time_from_token_to_token() -> None:
