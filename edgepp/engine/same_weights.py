@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.model.weights.weight_digests import differing, weight_digests
+from edgepp.model.weights.weight_digests import difference, weight_digests
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,10 @@ class PipelineWeights:
 
 
 def _check_pair(stage: Holder, other: Holder) -> None:
-    layers, ends = differing(stage.weights, other.weights)
-    if layers is None and not ends:
+    if not (parts := difference(stage.weights, other.weights)):
         return
-    parts = [f"layer{'s' if len(layers) > 1 else ''} {layers}"] if layers is not None else []
-    parts += ["embedding or head"] if ends else []
     raise PlanError(
-        f"{stage.name} has another training of the model: {' and '.join(parts)} in its folder {stage.folder} differ"
+        f"{stage.name} has another training of the model: {parts} in its folder {stage.folder} differ"
         f" from {other.folder} of {other.name}",
         "put the same files into both folders, or pull the same model on both machines, and start that stage again",
     )

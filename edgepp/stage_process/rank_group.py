@@ -21,7 +21,6 @@ from edgepp.wire.messages.ranks import HeadPart, Partial, RankFault, StepTimes
 from edgepp.wire.rank_marks import num_times, packed_times
 from edgepp.wire.text_fields import sentence
 
-
 SUMS_PER_LAYER = 2
 """Sums per layer of a step; of a step that is computed in several parts, so many per part."""
 

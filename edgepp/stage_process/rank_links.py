@@ -13,7 +13,8 @@ from typing import Any
 
 import zmq
 
-from edgepp.errors import PeerLost, RemoteProtocolError
+from edgepp.errors import ModelError, PeerLost, RemoteProtocolError
+from edgepp.stage_process.rank_fit import misfit
 from edgepp.stage_process.rank_paths import begun_links, fastest_paths, return_echo
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox, Poller, wait_awake
@@ -65,12 +66,15 @@ class RankLinks:
         keys: KeyPair | None = None,
         awake: bool = False,
         vocabulary: int = 0,
+        folder: str = "",
+        weights: Sequence[int] = (),
     ) -> None:
         """Listen on any free port of ``host`` for the other ``ranks`` of the stage with the id ``group``.
 
         ``width`` is the hidden size. ``keys`` are those of this rank; None, for plain links, is for one machine.
         ``awake``: whether to wait for messages without sleeping. ``vocabulary``: number of token ids whose logits the
-        ranks send to rank 0; 0 for none.
+        ranks send to rank 0; 0 for none. ``folder`` is that of this rank's model, and ``weights`` the digests of its
+        weights.
 
         Raises:
             UsageError: ``host`` is not an address of this machine.
@@ -89,6 +93,9 @@ class RankLinks:
         self._received: dict[int, deque[_Waiting]] = {other: deque() for other in range(ranks) if other != rank}
         self._waiting_bytes = dict.fromkeys(self._received, 0)
         self._checked_s = 0.0
+        self._hello = RankJoined(group, rank, folder, tuple(weights))
+        self._misfit: ModelError | None = None
+        """Why the ranks that have joined do not fit each other; None where they do."""
 
     @property
     def address(self) -> Address:
@@ -111,6 +118,7 @@ class RankLinks:
 
         Raises:
             PeerLost: they have not within ``JOIN_S``.
+            ModelError: one of them has other weights.
         """
         ranks = [[Address.parse(one) for one in filter(None, where.split(","))] for where in told["ranks"]]
         self._connect(ranks, told["keys"])
@@ -124,7 +132,7 @@ class RankLinks:
         if not keys:
             keys = [self._keys.public if self._keys else ""] * self.ranks
         self._peer_keys = keys
-        hello = encode(RankJoined(self._group, self.rank))
+        hello = encode(self._hello)
         until_s = time.monotonic() + JOIN_S
         pins = {other: pinned(self._keys, keys[other]) for other in self._received}
         ways = {other: candidates[other] for other in self._received}
@@ -144,6 +152,8 @@ class RankLinks:
                 for link in links:
                     if link is not self._links.get(other):
                         link.close()
+        if self._misfit is not None:  # not before every rank has heard why
+            raise self._misfit
 
     @property
     def _all_joined(self) -> bool:
@@ -288,6 +298,7 @@ class RankLinks:
         right_key = not self._keys or sender.key == self._peer_keys[message.rank]
         if right_key and message.rank not in self._rank_of.values():
             self._rank_of[sender.route] = message.rank
+            self._misfit = self._misfit or misfit(message, self._hello)
 
     def lost(self, rank: int) -> RankLost:
         """The error that a rank is gone."""

@@ -16,11 +16,14 @@ from edgepp.layers import LayerRange
 from edgepp.model.tensor_shares import TensorShare
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
+from edgepp.model.weights.weight_digests import weight_digests
+from edgepp.printable import one_line
 from edgepp.stage_process.config import RankConfig, StageConfig
 from edgepp.stage_process.local_sums import LocalSums, adopted
 from edgepp.stage_process.rank_group import RankGroup
 from edgepp.stage_process.reports import report
 from edgepp.stage_process.split_head import SplitHead
+from edgepp.stage_process.welcome import MAX_FOLDER
 from edgepp.wire.address import Address
 from edgepp.wire.security import Gate
 
@@ -32,6 +35,7 @@ def join_ranks(
 
     Raises:
         PeerLost: the other ranks have not connected in time, or the parent has ended.
+        ModelError: another rank has other weights; or a file cannot be read.
     """
     group = RankGroup(
         context,
@@ -43,6 +47,8 @@ def join_ranks(
         keys=config.keys,
         awake=config.policy.awake,
         vocabulary=checkpoint.vocab_size if rank.head else 0,
+        folder=one_line(config.path, MAX_FOLDER),
+        weights=weight_digests(checkpoint),
     )
     if rank.descriptors:
         descriptors = {other: found for other, found in enumerate(rank.descriptors) if other != rank.rank}

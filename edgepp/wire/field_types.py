@@ -1,8 +1,8 @@
 """Types of the fields of a message: each annotation gives the bounds, or the check, that a received value must pass.
 
 ``Annotated[int, low, high]``, ``Annotated[str, min_length, max_length, check]`` (``check`` from ``text_fields``),
-``Annotated[tuple[int, ...], min_length, max_length]``, ``Annotated[bytes, min_length, max_length]``, ``Literal[...]`` and
-``bool`` are all that ``message_codec`` reads; lengths of text count characters.
+``Annotated[tuple[int, ...], min_length, max_length]``, the same with ``bytes``, ``Literal[...]`` and ``bool`` are all
+that ``message_codec`` reads; lengths of text count characters.
 """
 
 from __future__ import annotations

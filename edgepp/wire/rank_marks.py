@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +44,11 @@ def packed_times(times_ns: Sequence[int]) -> tuple[int, bytes]:
 
     The bytes are a unit in microseconds, and the times in this unit, each as an unsigned number of 16 bits.
     """
-    took = np.diff(np.asarray(times_ns, np.int64)) // 1000
-    unit = min(_MOST, 1 + int(took.max(initial=0)) // _MOST)
-    return times_ns[0] // 1000, unit.to_bytes(2, "little") + np.minimum(took // unit, _MOST).astype(_NUMBER).tobytes()
+    took_us = [(end - begin) // 1000 for begin, end in pairwise(times_ns)]
+    unit = min(_MOST, 1 + max(took_us, default=0) // _MOST)
+    if unit > 1:
+        took_us = [min(_MOST, took // unit) for took in took_us]
+    return times_ns[0] // 1000, struct.pack(f"<H{len(took_us)}H", unit, *took_us)
 
 
 def num_times(times: bytes) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, SequenceFault, StageModel
@@ -19,10 +20,11 @@ from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.prompt_lookup import OwnerTexts
 from edgepp.engine.request import GenerateOptions, SamplingOptions
-from edgepp.errors import PeerLost, StageFault
+from edgepp.errors import ModelError, PeerLost, StageFault
 from edgepp.layers import LayerRange
-from edgepp.model.random_checkpoint import TINY
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.model.weights.weight_digests import weight_digests
 from edgepp.stage_process import rank_links
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.rank_group import RankGroup
@@ -441,6 +443,25 @@ def test_a_stranger_does_not_join() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is a loopback address on Linux only")
+def test_ranks_with_other_weights_do_not_begin(path: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", SHAPE, seed=7)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    groups = [
+        RankGroup(context, GROUP, rank, 2, WIDTH, folder=str(folder), weights=weight_digests(Checkpoint.open(folder)))
+        for rank, folder in enumerate((path, other))
+    ]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            joined = [pool.submit(one.connect, [group.address for group in groups]) for one in groups]
+            for rank, (mine, one) in enumerate(zip(joined, (other, path), strict=True)):
+                with pytest.raises(ModelError, match=f"rank {1 - rank} .* layers 0-3 and embedding or head .*{one}"):
+                    mine.result(PATIENCE_S)
+    finally:
+        for group in groups:
+            group.close()
+        context.term()
+
+
 def test_ranks_on_two_networks_take_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = two_networks(monkeypatch)
     live = LiveRanks(2, WIDTH, KeyPair.generate(), host="0.0.0.0")  # noqa: S104 - both addresses of loopback

@@ -86,3 +86,10 @@ def differing(one: Sequence[int], other: Sequence[int]) -> tuple[LayerRange | No
     apart = [i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b and ABSENT not in (a, b)]
     layers = [part - 1 for part in apart if part]
     return LayerRange(layers[0], layers[-1] + 1) if layers else None, 0 in apart
+
+
+def difference(one: Sequence[int], other: Sequence[int]) -> str:
+    """The parts in which two folders differ, such as ``layers 0-3 and embedding or head``; empty where they do not."""
+    layers, ends = differing(one, other)
+    parts = [f"layer{'s' if len(layers) > 1 else ''} {layers}"] if layers is not None else []
+    return " and ".join([*parts, "embedding or head"] if ends else parts)

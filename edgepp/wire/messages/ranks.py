@@ -11,6 +11,7 @@ from edgepp.wire.field_types import (
     Dtype,
     Id,
     KvTransfer,
+    Label,
     Layer,
     PerSequence,
     Rank,
@@ -19,6 +20,7 @@ from edgepp.wire.field_types import (
     ResultWidth,
     Rows,
     Text,
+    WeightDigests,
     Width,
 )
 from edgepp.wire.messages.data import result_problem
@@ -29,6 +31,10 @@ class RankJoined(NamedTuple):
 
     group: Id
     rank: Rank
+    folder: Label = ""
+    """Folder of the sender's model."""
+    weights: WeightDigests = ()
+    """Digests of its weights, with which those of all ranks must agree; empty where nothing is computed."""
 
 
 class CacheOrder(NamedTuple):
