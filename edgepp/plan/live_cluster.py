@@ -136,8 +136,7 @@ class _Part(NamedTuple):
         layers, ranks = stage["layers"][1] - stage["layers"][0], stage.get("ranks") or ()
         decode_s, token_s, share = float(stage["decode_s"]), 1 / stage["prefill_tokens_per_s"], 1.0
         nodes = sorted(_nodes_of(stage))
-        if stage.get("has_head") and "decode_position" in stage:
-            decode_s *= layers * size.layer_bytes / (layers * size.layer_bytes + size.head_bytes)
+        has_head = bool(stage.get("has_head") and "decode_position" in stage)
         if len(nodes) > 1:
             cost = sum_cost(sums, nodes) or sum_over(UNKNOWN_LINK)
             share = sum(rank["weight"] for rank in ranks if rank["node_id"] == node) / sum(r["weight"] for r in ranks)
@@ -145,7 +144,11 @@ class _Part(NamedTuple):
                 layers * (sums_s(size, cost, rows, len(nodes)) + 2 * machine.efficiency.half_s) / rows
                 for rows in (1, machine.chunk)
             ]
+            apart_s[0] += cost.latency_s if has_head else 0.0  # rank 0 waits for the others' part of the head
             decode_s, token_s = max(decode_s / 4, decode_s - apart_s[0]), max(token_s / 4, token_s - apart_s[1])
+        if has_head:  # it is predicted without the overhead of layers: by the probe's rate, unless its steps are faster
+            by_bytes_s = decode_s * size.head_bytes / (layers * size.layer_bytes + size.head_bytes)
+            decode_s -= min(by_bytes_s, share * size.head_bytes / machine.stream_bytes_per_s)
         return cls(share * layers, share * layers * stage.get("decode_position", 0), decode_s, token_s)
 
 

@@ -120,6 +120,31 @@ def test_ranks_on_two_machines_are_predicted_as_they_were_measured(weights: tupl
     assert found.prefill.stages[0].busy_s - found.prefill.stages[0].kv_s == near(64 * 0.005, rel=0.02)
 
 
+@pytest.mark.parametrize("probe", [3e8, 2e9, 1e10])
+def test_ranks_that_compute_the_head_are_predicted_as_they_were_measured(probe: float) -> None:
+    """30 layers and the head in 50 ms a row, 16 ms of it in sums and halves, whatever the probe said of reading."""
+    ranks = [{"node_id": name * 8, "weight": 1} for name in "ab"]
+    nodes = [
+        live_node(name, roles=["coordinator"] if name == "a" else [], half_s=1e-4, stream_bytes_per_s=probe)
+        for name in "ab"
+    ]
+    timed: dict[str, Any] = {"decode_s": 0.05, "decode_position": 0, "prefill_tokens_per_s": 100.0}
+    status: dict[str, Any] = {
+        "coordinator": "a",
+        "nodes": nodes,
+        "stages": [live_stage("a", layers=[0, 30], has_head=True, ranks=ranks, **timed)],
+        "sums": [{"node_ids": ["a" * 8, "b" * 8], "latency_s": 3e-4, "bytes_per_s": 1e9}],
+    }
+    size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=0, layer_flops=10**5, head_bytes=10**7)
+    cluster = from_status(status, size)
+    [cost] = cluster.sums.values()
+    group = Stage(shared_machine([node.machine for node in cluster.nodes], [0.5, 0.5], cost), LayerRange(0, 30))
+    model = Model("m", size, head_bytes=10**7, head_flops=0, attention_flops=0, context=4096)
+    found = predict(model, [group], {}, Workload(prompt=64, answer=1, requests=(1,), chunk=64)).one
+    sample_s = group.machine.efficiency.sample_s
+    assert found.stages[0].busy_s + found.ends_s - sample_s == near(0.05, rel=0.01)
+
+
 @pytest.mark.parametrize(("tokens_per_step", "measured"), [(1.0, True), (0.6, True), (2.0, False)])
 def test_the_output_head_takes_what_it_took(tokens_per_step: float, measured: bool) -> None:
     status: dict[str, Any] = {
