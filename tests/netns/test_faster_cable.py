@@ -35,6 +35,7 @@ def test_a_cable_is_used_as_soon_as_it_is_there_and_the_slow_network_when_it_is_
     one.cable(two)
     state = here.wait("the cable", lambda now: both(now) and link_bytes_per_s(now) > 10 * SLOW_KBIT_PER_S * 125)
     assert there.hear()["token_ids"] == expected
+    assert "PipelineLost" not in {event["kind"] for event in state["events"]}
     assert {stage["pid"] for stage in state["stages"]} == {stage["pid"] for stage in before["stages"]}
 
     one.uncable()
