@@ -17,7 +17,7 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.local_sums import FaultSeen, LocalSums, RankEnded
 from edgepp.stage_process.rank_links import RankLinks
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages.ranks import HeadPart, Partial, RankFault, StepTimes
+from edgepp.wire.messages.ranks import HeadPart, Partial, RankFault, RankTimings
 from edgepp.wire.rank_marks import num_times, packed_times
 from edgepp.wire.text_fields import sentence
 
@@ -40,7 +40,7 @@ class RankGroup(RankLinks):
         super().__init__(*args, **kwargs)
         self._times_ns: list[int] = []
         """When the step began, and its timed sums began and ended, in turn."""
-        self._told: dict[int, StepTimes] = {}
+        self._told: dict[int, RankTimings] = {}
         """What other ranks told of their times in the step, by rank."""
 
     def add_locally(self, sums: LocalSums) -> None:
@@ -62,15 +62,15 @@ class RankGroup(RankLinks):
         others = [self._times_of(rank) for rank in self._links]
         return [packed_times(self._times_ns), *((told.begun_us, told.times) for told in others)]
 
-    def _times_of(self, rank: int) -> StepTimes:
+    def _times_of(self, rank: int) -> RankTimings:
         while rank not in self._told:  # only where sums go another way than the ranks' messages
             message, _ = self.next_of(rank)
-            if not isinstance(message, StepTimes):
+            if not isinstance(message, RankTimings):
                 raise self.broken(rank, f"sent {message} in place of its times")
             self._note_times(rank, message)
         return self._told[rank]
 
-    def _note_times(self, rank: int, message: StepTimes) -> None:
+    def _note_times(self, rank: int, message: RankTimings) -> None:
         """Take what a rank tells of its times; what it tells of a step that failed is of no use any more."""
         if message.step < self._step:
             return
@@ -101,7 +101,7 @@ class RankGroup(RankLinks):
         if timed:
             self._times_ns.append(time.perf_counter_ns())
             if self.rank and self._sums + 1 == self._num_timed:
-                self.send(0, [encode(StepTimes(self._step, *packed_times(self._times_ns)))])
+                self.send(0, [encode(RankTimings(self._step, *packed_times(self._times_ns)))])
         others = self._exchange(mine) if self._local is None else self._exchange_here(mine, self._local)
         parts = [mine if rank == self.rank else others[rank] for rank in range(self.ranks)]
         np.add(parts[0], parts[1], out=total)
@@ -149,7 +149,7 @@ class RankGroup(RankLinks):
         rows, width = expected.rows, expected.width
         while True:
             message, tensor = self.next_of(rank)
-            if isinstance(message, StepTimes):
+            if isinstance(message, RankTimings):
                 self._note_times(rank, message)
                 continue
             if isinstance(message, Partial | HeadPart | RankFault) and message.step < self._step:

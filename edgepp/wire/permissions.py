@@ -60,8 +60,8 @@ from edgepp.wire.messages.ranks import (
     Partial,
     RankFault,
     RankJoined,
+    RankTimings,
     StepOrder,
-    StepTimes,
 )
 from edgepp.wire.messages.recovery import Expect, Held, Inventory, Push, Rebuilt, Replay
 
@@ -113,7 +113,7 @@ SPEAKERS: Mapping[type, Permission] = {
     KvExported: _by("ranks", "rank"),
     StepOrder: _by("ranks", "first rank"),
     Partial: _by("ranks", "first rank", "rank"),
-    StepTimes: _by("ranks", "rank"),
+    RankTimings: _by("ranks", "rank"),
     HeadPart: _by("ranks", "rank"),
     RankFault: _by("ranks", "first rank", "rank"),
     Read: _by("draft", "driver"),

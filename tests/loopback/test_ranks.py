@@ -31,7 +31,7 @@ from edgepp.stage_process.rank_group import RankGroup
 from edgepp.stage_process.sum_probe import measure_sums
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import max_data_frame_bytes
-from edgepp.wire.messages.ranks import CacheOrder, Partial, RankJoined, StepTimes
+from edgepp.wire.messages.ranks import CacheOrder, Partial, RankJoined, RankTimings
 from edgepp.wire.rank_marks import num_times, packed_times
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Link
@@ -332,15 +332,15 @@ def test_a_partial_sum_that_is_not_the_next_one_ends_the_group(frames: list[byte
 @pytest.mark.parametrize(
     "told",
     [
-        [StepTimes(1, 0, bytes(16))],
-        [StepTimes(2, 0, packed_times([0, 1])[1])],
-        [StepTimes(1, 0, packed_times([0, 1])[1])] * 2,
-        [StepTimes(1, 0, bytes(2048))],
-        [StepTimes(1, 0, b"")],
+        [RankTimings(1, 0, bytes(16))],
+        [RankTimings(2, 0, packed_times([0, 1])[1])],
+        [RankTimings(1, 0, packed_times([0, 1])[1])] * 2,
+        [RankTimings(1, 0, bytes(2048))],
+        [RankTimings(1, 0, b"")],
     ],
     ids=["long", "step", "twice", "longest", "empty"],
 )
-def test_times_that_were_not_asked_for_end_the_group(timed: int, told: list[StepTimes]) -> None:
+def test_times_that_were_not_asked_for_end_the_group(timed: int, told: list[RankTimings]) -> None:
     live, group = pair()
     try:
         group.begin_step(1, timed)

@@ -21,8 +21,8 @@ def words() -> tuple[str, ...]:
 
 
 def make_code(number: int) -> str:
-    """Draw a new code for the invitation with this number."""
-    return f"{number}-{secrets.choice(words())}-{secrets.choice(words())}"
+    """Draw a new code for the invitation with this number, of two different words."""
+    return "-".join([str(number), *secrets.SystemRandom().sample(words(), 2)])
 
 
 def read_code(text: str) -> tuple[int, str]:

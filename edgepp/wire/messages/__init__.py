@@ -75,7 +75,7 @@ is the stage for the coordinator and for other stages; it has the others do what
         StepOrder                        from rank 0: compute hidden states, with all other ranks
         Partial                          from each rank to all others, twice per layer: a partial sum, which every
                                          rank adds in the order of the ranks
-        StepTimes                        to rank 0, before the last Partial of a step of a traced request: when the rank
+        RankTimings                      to rank 0, before the last Partial of a step of a traced request: when the rank
                                          computed its halves, and waited in sums
         HeadPart                         to rank 0, from a rank that has its part of the output head: the last rows'
                                          logits or candidates, behind the last Partial

@@ -104,7 +104,7 @@ class StepOrder(NamedTuple):
     """Form of these parts: logits or candidates."""
     candidates: Candidates = 0
     timed: bool = False
-    """Whether each rank tells its times with ``StepTimes``."""
+    """Whether each rank tells its times with ``RankTimings``."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
@@ -127,7 +127,7 @@ class Partial(NamedTuple):
     width: Width
 
 
-class StepTimes(NamedTuple):
+class RankTimings(NamedTuple):
     """Rank to rank 0, before the last ``Partial`` of a timed step: how long its halves and sums took until then."""
 
     step: Id
@@ -153,5 +153,14 @@ class RankFault(NamedTuple):
 
 
 RankMessage: TypeAlias = (
-    RankJoined | CacheOrder | CacheDone | KvOrder | KvExported | StepOrder | Partial | StepTimes | HeadPart | RankFault
+    RankJoined
+    | CacheOrder
+    | CacheDone
+    | KvOrder
+    | KvExported
+    | StepOrder
+    | Partial
+    | RankTimings
+    | HeadPart
+    | RankFault
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from edgepp.cluster.identity import PairedNode
-from edgepp.cluster.pairing.codes import MAX_GUESSES
+from edgepp.cluster.pairing.codes import MAX_GUESSES, make_code, read_code
 from edgepp.cluster.pairing.invitations import INVITATION_S, MAX_OPEN_INVITATIONS, Invitations, Refusal
 from edgepp.cluster.pairing.protocol import Seal
 from edgepp.errors import RemoteProtocolError, UsageError
@@ -34,6 +34,12 @@ class Book:
 
     def judge(self, number: int, box: bytes, attempt: bytes = b"") -> PairedNode | Refusal:
         return self.invitations.judge(number, attempt, "10.0.0.7", SEAL, box)
+
+
+def test_a_code_has_two_different_words_so_that_their_order_can_be_mistaken() -> None:
+    codes = [make_code(7) for _ in range(3000)]
+    assert [read_code(code) for code in codes] == [(7, code) for code in codes]
+    assert all(len(set(code.split("-")[1:])) == 2 for code in codes)
 
 
 def test_a_right_code_admits_one_node() -> None:
