@@ -88,7 +88,7 @@ def harness() -> Iterator[Harness]:
     made = Harness()
     yield made
     made.server.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "pairing"]
+    eventually("no thread is left", lambda: "pairing" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_the_words_are_short_and_distinct() -> None:
