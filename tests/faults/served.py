@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from edgepp.engine.timing import Recovery
 from edgepp.errors import EdgeppError
 from edgepp.model.text.conversation import Prompt
 from edgepp.wire.address import Address
-from tests.faults.oracle import Footprint, Outcome, outcome, settles
+from tests.faults.oracle import ENDS_S, Footprint, Outcome, outcome, settles
+from tests.faults.questions import Questions
 from tests.waiting import PATIENCE_S, eventually
 
 NAMES = ("one", "two", "three")
@@ -147,6 +148,14 @@ class Stream(threading.Thread):
                     continue
             finally:
                 tokens += self._answer.token_ids
+
+
+def all_right(streams: Mapping[str, Stream], questions: Questions, since_s: float) -> None:
+    """Fail unless each stream of a question comes to the right tokens, in time after the fault at ``since_s``."""
+    for name, stream in streams.items():
+        result = stream.result()
+        result.is_right(questions.expected[name])
+        result.ended_within(ENDS_S, since_s)
 
 
 class Served:

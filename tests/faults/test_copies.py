@@ -11,9 +11,8 @@ import pytest
 
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.model.text.conversation import Conversation
-from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
-from tests.faults.served import Baseline, Served, Stream, serving
+from tests.faults.served import Baseline, Served, Stream, all_right, serving
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +41,7 @@ def test_four_streams_go_on_over_copies_when_a_stage_process_and_then_a_node_die
     three.process.kill()
     three.process.wait()
     killed_s = time.monotonic()
-    for name, stream in streams.items():
-        result = stream.result()
-        result.is_right(questions.expected[name])
-        result.ended_within(ENDS_S, killed_s)
+    all_right(streams, questions, killed_s)
     three.start()
     baseline.is_restored()
 

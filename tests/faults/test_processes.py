@@ -11,9 +11,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
-from tests.faults.served import Baseline, Served, Stream, serving
+from tests.faults.served import Baseline, Served, Stream, all_right, serving
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +47,7 @@ def test_four_streams_go_on_when_a_stage_process_is_killed(cluster: Served, ques
         stream.reaches(10)
     process.kill()
     killed_s = time.monotonic()
-    for name, stream in streams.items():
-        result = stream.result()
-        result.is_right(questions.expected[name])
-        result.ended_within(ENDS_S, killed_s)
+    all_right(streams, questions, killed_s)
 
 
 def test_a_whole_node_dies_and_is_started_again(cluster: Served, questions: Questions) -> None:
@@ -62,10 +58,7 @@ def test_a_whole_node_dies_and_is_started_again(cluster: Served, questions: Ques
     three.process.kill()  # its stage process ends by itself
     three.process.wait()
     killed_s = time.monotonic()
-    for name, stream in streams.items():
-        result = stream.result()
-        result.is_right(questions.expected[name])
-        result.ended_within(ENDS_S, killed_s)
+    all_right(streams, questions, killed_s)
     three.start()
 
 
