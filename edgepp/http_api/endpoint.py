@@ -172,6 +172,8 @@ def stream_response(
 ) -> Response:
     """A response that sends ``frames`` as they come; an error in mid-stream is sent as a last frame.
 
+    Frames that come together belong in one of ``frames``: a write wakes the client, and costs more than its bytes.
+
     A client that goes away closes ``frames``.
     """
     return _ClosingStream(_with_error(frames, in_band_error), media_type, in_band_error)
@@ -198,7 +200,8 @@ class _ClosingStream(StreamingResponse):
         """Send the frames one by one, so that other clients come between, and the end of this one is noticed."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for frame in self._frames:
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
+            if frame:  # an event may have nothing to tell
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
             await asyncio.sleep(0)  # a frame that waits for nothing, sent to nobody, would never let go
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from edgepp.http_api.access.refusal import refuse
@@ -17,7 +17,14 @@ class Routing:
     """Routes under their paths; a route below ``/v1/`` also without it, and any other also below it."""
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
-        self._routes = tuple(routes)
+        self._literal: dict[str, list[BaseRoute]] = {}
+        """The routes whose path has no parameters, by that path: most routes, of which a request looks at few."""
+        self._patterns: list[BaseRoute] = []
+        for route in routes:
+            if isinstance(route, Route) and not route.param_convertors:
+                self._literal.setdefault(route.path, []).append(route)
+            else:
+                self._patterns.append(route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -25,7 +32,7 @@ class Routing:
         given = scope["path"]
         for path in (given, f"/v1{given}", given.removeprefix("/v1") or given):
             looked = {**scope, "path": path}
-            for route in self._routes:
+            for route in (*self._literal.get(path, ()), *self._patterns):
                 match, found = route.matches(looked)
                 if match == Match.FULL:
                     scope.update(path=path, **found)

@@ -118,8 +118,9 @@ class Answer:
     async def pieces(self) -> AsyncGenerator[TextPiece, None]:
         """Pieces of text with the tokens that they are made of, if log-probabilities were requested.
 
-        An empty piece tells that the prompt was accepted: ``prompt_tokens`` is known from then on, but through a
-        ``Connection``. ``timing.reused`` is known from the next piece on. Leaving the loop early cancels the answer.
+        An empty piece tells that the prompt was accepted: ``prompt_tokens`` is known from then on. (Through a
+        ``Connection`` that is known at the end, without such a piece.) ``timing.reused`` is known from the next piece
+        on. Leaving the loop early cancels the answer.
 
         Raises:
             UsageError: the answer was read before.
@@ -215,7 +216,8 @@ class Answer:
             self._request_id = begun.request_id
             if self._cancelled:
                 begun.cancel()
-            yield _Piece(TextPiece(""), 0, answer)
+            if answer.prompt_tokens:  # else the answer itself tells when the prompt was accepted
+                yield _Piece(TextPiece(""), 0, answer)
             for piece in answer.pieces():
                 yield _Piece(piece, len(answer.token_ids), answer)
             self._stop = None

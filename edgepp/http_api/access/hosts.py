@@ -43,8 +43,8 @@ class HostNames:
             return False
         ip = as_ip(name)
         if ip is not None:
-            own = (as_ip(address) for address in self._own_addresses())
-            return ip.is_loopback or ip.is_private or ip.is_link_local or ip in own
+            is_near = ip.is_loopback or ip.is_private or ip.is_link_local
+            return is_near or any(ip == as_ip(address) for address in self._own_addresses())  # listed only if needed
         return name in _NAMES or name.endswith(_ENDINGS) or name in self._further or name in self._own_names()
 
     def _own_names(self) -> tuple[str, ...]:

@@ -73,8 +73,7 @@ async def _count(request: Request, service: ModelService) -> Response:
 async def _frames(encoder: MessageEvents, events: AsyncIterator[GenerationEvent]) -> AsyncIterator[bytes]:
     async with closing(events):
         async for event in events:
-            for encoded in encoder.of(event):
-                yield frame(encoded)
+            yield b"".join(map(frame, encoder.of(event)))
 
 
 async def _message(encoder: MessageEvents, events: AsyncIterator[GenerationEvent]) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def _reasoning(text: str, body: ChatBody) -> dict[str, str]:
 async def _frames(events: AsyncIterator[GenerationEvent], chunks: ChatChunks) -> AsyncIterator[bytes]:
     async with closing(events):
         async for event in events:
-            for one in chunks.frames(event):
-                yield one
+            yield b"".join(chunks.frames(event))
 
 
 @dataclass

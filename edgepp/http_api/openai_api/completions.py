@@ -176,11 +176,8 @@ async def _frames(
             async for event in events:
                 if isinstance(event, Ended):
                     usages.append(event.usage)
-                for one in chunks.frames(event):
-                    yield one
-    for one in all_chunks[0].usage(summed(usages)):
-        yield one
-    yield DONE
+                yield b"".join(chunks.frames(event))
+    yield b"".join([*all_chunks[0].usage(summed(usages)), DONE])
 
 
 @dataclass

@@ -160,11 +160,9 @@ async def _encode_all(events: AsyncIterator[GenerationEvent], encoder: ResponseE
 
 async def _frames(events: AsyncIterator[GenerationEvent], encoder: ResponseEncoder) -> AsyncIterator[bytes]:
     async with closing(events):
-        for told in encoder.began():
-            yield frame(told)
+        yield b"".join(map(frame, encoder.began()))
         async for event in events:
-            for told in encoder.encode(event):
-                yield frame(told)
+            yield b"".join(map(frame, encoder.encode(event)))
         if not encoder.over:
             raise RequestError("internal", "the answer ended early")
 
