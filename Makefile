@@ -26,7 +26,7 @@ test: $(VENV)/.ready-dev  ## every check and every test
 	$(BIN)/python -m pytest $(PARALLEL) || { echo "what failed is run once more, with nothing beside it" && \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none; }
 
-unit: $(VENV)/.ready-dev  ## the tests without sockets and processes: 170 s of processor time, under two minutes on two idle cores
+unit: $(VENV)/.ready-dev  ## the tests without sockets, processes and models: a minute on two idle cores
 	$(BIN)/python -m pytest $(PARALLEL) -p no:schemathesis tests/unit
 
 check: $(VENV)/.ready-dev  ## format, lint, strict types, layer diagram

@@ -22,6 +22,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.builders.checkpoints import Checkpoints
 from tests.builders.properties import examples
+from tests.shelf_watch import is_watched, pytest_runtest_protocol, stays_on_its_shelf  # noqa: F401 - a hook and a fixture
 from tests.waiting import PATIENCE_S
 
 RUN = f"run-{uuid.uuid4().hex}"
@@ -147,8 +148,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaks; end what it leaked, so that the next test starts clean."""
     yield
-    # A unit test starts no process (its shelf refuses that), and a look at all processes takes 10 ms.
-    look = list if request.node.nodeid.startswith("tests/unit/") else _started_processes
+    # A test of some shelves starts no process (the shelf refuses that), and a look at all processes takes 10 ms.
+    look = list if is_watched(request.node) else _started_processes
     deadline = time.monotonic() + PATIENCE_S
     while (look() or _edgepp_threads()) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -35,7 +35,8 @@ from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rates import Rates
 from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.coordinator.rollout import Rollout
-from edgepp.coordinator.status import HttpAddress, StatusSources, cluster_status
+from edgepp.coordinator.status import cluster_status
+from edgepp.coordinator.status_sources import HttpAddress, StatusSources
 from edgepp.coordinator.suspicions import Suspicions
 from edgepp.coordinator.thread_work import ThreadWork
 from edgepp.errors import EdgeppError

@@ -131,7 +131,7 @@ class ModelChanger:
 
     def _runs(self, model: str) -> bool:
         """Whether the cluster is known to run ``model``; a model of the hub may have been fetched again since."""
-        return model == self._pipeline_manager.model and not isinstance(resolve(model), HubRepository)
+        return model == self._pipeline_manager.options.model and not isinstance(resolve(model), HubRepository)
 
     def _run(self, model: str) -> None:
         try:

@@ -18,7 +18,6 @@ from edgepp.coordinator.reopening import Reopening
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
-from edgepp.engine.request import SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint, StageUnreached
 from edgepp.errors import EdgeppError, NotReady, StageError
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
@@ -52,11 +51,6 @@ class PipelineManager:
         self._thread.start()
 
     @property
-    def model(self) -> str:
-        """The name of the model as the user gave it."""
-        return self._options.model
-
-    @property
     def frontend(self) -> ModelFrontend:
         """The coordinator's own part of the model."""
         return self._frontend
@@ -75,11 +69,6 @@ class PipelineManager:
     def unreachable(self) -> StageUnreached | None:
         """Which stage of the wanted pipeline is not reached, try after try, and from where; else None."""
         return self._reopening.unreachable
-
-    @property
-    def sampling(self) -> SamplingOptions:
-        """The sampling options that the model's makers recommend."""
-        return self._frontend.sampling
 
     @property
     def reason(self) -> str:

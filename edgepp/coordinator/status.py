@@ -4,69 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from edgepp.cluster.membership import Member, Membership
 from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.json_codec import encode_sampling
 from edgepp.coordinator.link_bans import avoided_links
-from edgepp.coordinator.live_answers import LiveAnswers
-from edgepp.coordinator.model_change import ModelChanger
-from edgepp.coordinator.pipeline_manager import PipelineManager
-from edgepp.coordinator.planner import Planner
-from edgepp.coordinator.rates import Rates
-from edgepp.coordinator.recent_events import RecentEvents
-from edgepp.coordinator.rollout import Progress, Rollout
-from edgepp.coordinator.trust_store import TrustStore
-from edgepp.engine.stage_watch import SUSPECT_S
-from edgepp.host_system.sleep_inhibitor import SleepInhibitor
-from edgepp.wire.address import Address
-from edgepp.wire.messages.nodes import Loaded
+from edgepp.coordinator.stage_status import stage_statuses
+from edgepp.coordinator.status_sources import StatusSources
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class HttpAddress:
-    """Address at which clients of OpenAI, Anthropic and Ollama reach the cluster."""
-
-    url: str
-    """For clients on the coordinator's machine."""
-    lan_urls: tuple[str, ...]
-    """For clients on other machines; empty if the server listens on loopback only."""
-    key_required: bool
-    """Whether every client needs an API key."""
-
-
-@dataclass(frozen=True)
-class StatusSources:
-    """The parts of a coordinator from which the cluster's state is read."""
-
-    trust_store: TrustStore
-    members: Membership
-    planner: Planner
-    rollout: Rollout
-    pipeline_manager: PipelineManager
-    answers: LiveAnswers
-    changer: ModelChanger
-    rates: Rates
-    events: RecentEvents
-    address: Address
-    """Where the coordinator listens."""
-    began_s: float
-    """When the coordinator began, by ``time.monotonic``."""
-    sleep: SleepInhibitor | None = None
-    """What keeps this machine awake; None where its own node does."""
-    http: HttpAddress | None = None
-    """None without an HTTP server."""
-
-    @property
-    def reason(self) -> str:
-        """What answers wait for, such as machines that are away; empty while a pipeline is open."""
-        return self.pipeline_manager.held or self.rollout.waiting(
-            self.trust_store.away({member.node for member in self.members.present})
-        )
 
 
 def cluster_status(sources: StatusSources) -> dict[str, Any]:
@@ -82,7 +29,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "coordinator": sources.trust_store.cluster.coordinator.name,
         "address": str(sources.address),
         "http": asdict(sources.http) if sources.http else None,
-        "model": pipeline_manager.model,
+        "model": pipeline_manager.options.model,
         "state": state,
         "reason": sources.reason,
         "loading": _loading(sources, state),
@@ -95,7 +42,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "max_sequences": planner.request.max_sequences,
         "exact": planner.exact,
         "kv_bits": planner.kv_bits or None,
-        "sampling": encode_sampling(pipeline_manager.sampling),
+        "sampling": encode_sampling(pipeline_manager.frontend.sampling),
         "uptime_s": round(time.monotonic() - sources.began_s, 1),
         "answers": {
             "under_way": len(sources.answers),
@@ -214,88 +161,3 @@ def _busy(node: str, stages: Sequence[Mapping[str, Any]]) -> float | None:
     """The mean share of their time in which the stages of ``node`` have computed lately; None where none is known."""
     shares = [stage["busy"] for stage in stages if stage["node_id"] == node and stage.get("busy") is not None]
     return round(sum(shares) / len(shares), 3) if shares else None
-
-
-def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
-    """One object per stage of the plan, in order."""
-    pipeline, timing = sources.pipeline_manager.pipeline, sources.answers.last
-    stage_stats = pipeline.engine.stage_stats if pipeline else []
-    infos = pipeline.stages if pipeline else ()
-    speeds = pipeline.engine.stage_speeds if pipeline else ()
-    reports = []
-    for index, (member, slot, layers, loaded) in enumerate(sources.planner.stages(sources.members)):
-        progress = sources.rollout.progress.get((member.node, slot))
-        stage: dict[str, Any] = {
-            "index": index,
-            "layers": [layers.start, layers.stop],
-            "node": member.facts.name,
-            "node_id": member.node,
-            "address": str(Address(member.host, loaded.port)) if loaded else "",
-            "pid": loaded.pid if loaded else None,
-            "backend": loaded.backend if loaded else member.facts.backend,
-            "device": loaded.device if loaded else member.facts.device,
-            "state": "ready" if loaded else "loading",
-            "progress": _progress(progress, loaded),
-            "weight_bytes": loaded.weight_bytes if loaded else None,
-            "resident_bytes": loaded.resident_bytes if loaded else None,
-            "prefill_tokens_per_s": round(1e6 / loaded.prefill_us, 1) if loaded and loaded.prefill_us else None,
-            "decode_s": loaded.decode_us / 1e6 if loaded else None,
-            "ranks": _ranks(sources, index, member, loaded),
-        }
-        if index < len(infos):
-            info = infos[index]
-            stage |= {"hop_s": info.hop_s, "back_s": info.back_s, "link_bytes_per_s": info.bytes_per_s or None}
-            stage["has_head"] = info.has_head
-            stage |= speeds[index].to_json() if loaded and index < len(speeds) else {}
-            stage |= {
-                "busy": sources.rates.busy(index),
-                "traffic_bytes_per_s": sources.rates.received_bytes_per_s(index),
-            }
-        if index < len(stage_stats):
-            stats = stage_stats[index]
-            stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes}
-            stage |= {"frames": stats.frames, "dropped": stats.dropped, "void": stats.void}
-            stage |= {"received_bytes": stats.received_bytes, "sent_bytes": stats.sent_bytes}
-            stage |= {"reconnects": stats.reconnects, "silent_s": round(stats.silent_s, 1)}
-            stage |= {"queue_s": round(stats.queue_s, 6)}
-            stage |= {"clock_offset_s": stats.clock_offset_s, "clock_error_s": stats.clock_error_s}
-            stage["state"] = "suspect" if loaded and stats.silent_s > SUSPECT_S else stage["state"]
-        if timing is not None and timing.tokens > 1 and index < len(timing.stages):
-            steps = timing.tokens - 1
-            stage |= {
-                "stage_s": timing.stages[index].decode_s / steps,
-                "wire_s": timing.stages[index].wire_s / steps,
-            }
-        reports.append(stage)
-    return reports
-
-
-def _ranks(sources: StatusSources, stage: int, member: Member, loaded: Loaded | None) -> list[dict[str, Any]]:
-    """The processes that share the layers of a stage, on one machine or several, by rank; empty for one process."""
-    places = [place for place in sources.planner.places(sources.members) if place.stage == stage]
-    if len(places) > 1:
-        weights = sources.planner.weights(stage)
-        return [_rank(one.member, weights[one.rank], one.loaded.pid if one.loaded else None) for one in places]
-    if loaded is None:
-        return []
-    shares = zip(loaded.rank_weights, loaded.rank_pids, strict=True)
-    return [_rank(member, weight, pid) for weight, pid in shares]
-
-
-def _rank(member: Member, weight: int, pid: int | None) -> dict[str, Any]:
-    return {
-        "node": member.facts.name,
-        "node_id": member.node,
-        "weight": weight,
-        "pid": pid,
-        "state": "loading" if pid is None else "ready",
-    }
-
-
-def _progress(progress: Progress | None, loaded: Loaded | None) -> float:
-    """The loaded fraction of a stage, from 0 to 1."""
-    if loaded is not None:
-        return 1.0
-    if progress is None or not progress.total_bytes:
-        return 0.0
-    return round(min(1.0, progress.done_bytes / progress.total_bytes), 3)

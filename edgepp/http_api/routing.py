@@ -32,7 +32,7 @@ class Routing:
         given = scope["path"]
         for path in (given, f"/v1{given}", given.removeprefix("/v1") or given):
             looked = {**scope, "path": path}
-            for route in (*self._literal.get(path, ()), *self._patterns):
+            for route in [*self._literal.get(path, []), *self._patterns]:
                 match, found = route.matches(looked)
                 if match == Match.FULL:
                     scope.update(path=path, **found)

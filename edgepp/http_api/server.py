@@ -17,7 +17,7 @@ from typing import Any, cast
 import uvicorn
 
 from edgepp.cluster.discovery.network_interfaces import usable_addresses
-from edgepp.coordinator.status import HttpAddress
+from edgepp.coordinator.status_sources import HttpAddress
 from edgepp.errors import EdgeppError
 from edgepp.http_api.api_keys import add_key, load_keys
 from edgepp.http_api.app import make_app

@@ -13,7 +13,7 @@ from edgepp.coordinator.composition_root import CoordinatorService, ServeOptions
 from edgepp.coordinator.ended_answer import OnEnded
 from edgepp.coordinator.live_answer import PIPELINE_WAIT_S
 from edgepp.coordinator.model_change import ModelChange
-from edgepp.coordinator.status import HttpAddress
+from edgepp.coordinator.status_sources import HttpAddress
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
 from edgepp.python_api.answer import Answer, Begun

@@ -7,7 +7,6 @@ node, and knows which key every other rank has to prove. A rank that is gone, or
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,31 +14,23 @@ import zmq
 
 from edgepp.errors import ModelError, PeerLost, RemoteProtocolError
 from edgepp.stage_process.rank_fit import misfit
+from edgepp.stage_process.rank_inbox import RankInbox, Received
 from edgepp.stage_process.rank_paths import begun_links, fastest_paths, return_echo
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox, Poller, wait_awake
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message, max_result_frame_bytes
 from edgepp.wire.messages.data import Echo
-from edgepp.wire.messages.ranks import RankJoined, RankMessage
+from edgepp.wire.messages.ranks import RankJoined
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Link, Listener, Sender
 
 JOIN_S = 60.0
 """Seconds in which all ranks must have connected."""
-MAX_WAITING_BYTES = 256 << 20
-"""Bytes of one rank's messages that are kept while another rank's are awaited: a rank is a step ahead at most."""
-_MESSAGE_BYTES = 256
-"""What a message takes beside its header and frames."""
 _JOIN_INTERVAL_S = 0.02
 _CHECK_INTERVAL_S = 0.1
 """How often a waiting rank looks whether the others are still connected."""
-
-Received = tuple[RankMessage, list[memoryview]]
-"""A message, and the frames after its header."""
-_Waiting = tuple[RankMessage, list[memoryview], int]
-"""The same with the bytes that it takes."""
 
 
 class RankLost(PeerLost):
@@ -90,8 +81,8 @@ class RankLinks:
         """Public key of each rank, by rank; empty texts without encryption."""
         self._rank_of: dict[bytes, int] = {}
         """Rank of each connection that has joined, by its route."""
-        self._received: dict[int, deque[_Waiting]] = {other: deque() for other in range(ranks) if other != rank}
-        self._waiting_bytes = dict.fromkeys(self._received, 0)
+        self._others = tuple(other for other in range(ranks) if other != rank)
+        self._inbox = RankInbox(self._others)
         self._checked_s = 0.0
         self._hello = RankJoined(group, rank, folder, tuple(weights))
         self._misfit: ModelError | None = None
@@ -134,8 +125,8 @@ class RankLinks:
         self._peer_keys = keys
         hello = encode(self._hello)
         until_s = time.monotonic() + JOIN_S
-        pins = {other: pinned(self._keys, keys[other]) for other in self._received}
-        ways = {other: candidates[other] for other in self._received}
+        pins = {other: pinned(self._keys, keys[other]) for other in self._others}
+        ways = {other: candidates[other] for other in self._others}
         ways = fastest_paths(self._context, ways, pins, self._row_bytes, self._listen_awhile)
         trying = {other: begun_links(self._context, ways[other], self._max_frame_bytes, pins[other]) for other in ways}
         try:
@@ -165,7 +156,7 @@ class RankLinks:
         self._receive()
 
     def _not_joined(self, candidates: Sequence[Sequence[Address]]) -> PeerLost:
-        for other in self._received:
+        for other in self._others:
             if other not in self._links:
                 where = " or ".join(map(str, candidates[other])) or "no address"
                 return RankLost(other, f"rank {other} of the stage does not answer at {where}")
@@ -197,7 +188,7 @@ class RankLinks:
         """
         for _ in self._turns(rank):
             continue
-        return self._take(rank)
+        return self._inbox.take(rank)
 
     def next_order(self, inbox: Mailbox[None]) -> Received | None:
         """The next message of rank 0, awaited; None as soon as ``inbox``, given to ``wake_on``, has something.
@@ -208,7 +199,7 @@ class RankLinks:
         for ready in self._turns(0):
             if inbox in ready:
                 return None
-        return self._take(0)
+        return self._inbox.take(0)
 
     def wake_on(self, inbox: Mailbox[None]) -> None:
         """Let a wait end when ``inbox`` has something."""
@@ -216,14 +207,13 @@ class RankLinks:
 
     def _turns(self, rank: int) -> Iterator[Sequence[object]]:
         """Wait until there is a message of a rank; yields what is ready each time that the wait is interrupted."""
-        waiting = self._received[rank]
 
         def has_come() -> bool:
-            return bool(waiting) or (self._receive() and bool(waiting))
+            return self._inbox.has(rank) or (self._receive() and self._inbox.has(rank))
 
         if self._awake:
             wait_awake(has_come)
-        while not waiting:
+        while not self._inbox.has(rank):
             if self._receive():
                 continue
             self.check_connected()
@@ -273,17 +263,9 @@ class RankLinks:
             if rank is not None:
                 raise self.broken(rank, str(error)) from error
             return True
-        num_bytes = _MESSAGE_BYTES + len(header) + sum(map(len, tensor))
-        self._received[rank].append((message, tensor, num_bytes))  # type: ignore[arg-type]  # others are not allowed here
-        self._waiting_bytes[rank] += num_bytes
-        if self._waiting_bytes[rank] > MAX_WAITING_BYTES:
+        if not self._inbox.put(rank, message, len(header), tensor):  # type: ignore[arg-type]  # others are not allowed here
             raise self.broken(rank, "it sends more than is asked for")
         return True
-
-    def _take(self, rank: int) -> Received:
-        message, tensor, num_bytes = self._received[rank].popleft()
-        self._waiting_bytes[rank] -= num_bytes
-        return message, tensor
 
     def _greet(self, sender: Sender, message: Message, tensor: Sequence[memoryview]) -> None:
         """Take a connection into the group by its first message, or return an echo while ranks connect.
@@ -293,7 +275,7 @@ class RankLinks:
         if isinstance(message, Echo) and not self._all_joined:
             check_speaker(message, "ranks", "guest")
             return_echo(self._listener, sender, message, tensor)
-        if not isinstance(message, RankJoined) or message.group != self._group or message.rank not in self._received:
+        if not isinstance(message, RankJoined) or message.group != self._group or message.rank not in self._others:
             return
         right_key = not self._keys or sender.key == self._peer_keys[message.rank]
         if right_key and message.rank not in self._rank_of.values():

@@ -40,7 +40,7 @@ began=$(date +%s)
 commit=$(git describe --always --dirty --abbrev=12 --exclude='*')
 status=0
 if [ $# != 0 ]; then result=.arm/some.txt; else # what is kept is the whole run
-  set -- tests/loopback/test_exact.py tests/unit/backend/test_onnx_stage.py tests/unit/backend/test_mlx_stage.py
+  set -- tests/loopback/test_exact.py tests/backend/test_onnx_stage.py tests/backend/test_mlx_stage.py
 fi
 EDGEPP_ARM_BINDS="$here/.arm/site:opt/site $here:opt/edgepp" tests/arm/inside.sh "$here/.arm/root" /bin/sh -c '
   cd /opt/edgepp && mkdir -p /tmp && python3 -c "

@@ -23,9 +23,8 @@ from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.ranks import KvExported
-from tests.live_ranks import first_rank
-from tests.unit.backend.kv_copying import CAPACITY, LAYERS, begin, check_same, copy, export, states
-from tests.unit.backend.test_kv_transfer import (  # noqa: F401 - collected here, for the fixture ``stage`` of this file
+from tests.backend.kv_copying import CAPACITY, LAYERS, begin, check_same, copy, export, states
+from tests.backend.test_kv_transfer import (  # noqa: F401 - collected here, for the fixture ``stage`` of this file
     test_a_wrong_piece_is_refused_and_leaves_the_sequence_as_it_was,
     test_an_import_into_one_of_a_batch_leaves_the_others,
     test_an_imported_sequence_computes_what_the_original_computes,
@@ -38,6 +37,7 @@ from tests.unit.backend.test_kv_transfer import (  # noqa: F401 - collected here
     test_the_length_grows_only_over_what_every_layer_has,
     test_what_cannot_be_exported_is_named,
 )
+from tests.live_ranks import first_rank
 
 SHAPE = replace(TINY, heads=8, kv_heads=8, bits=4, group_size=32, head_size=32)
 """Hidden states as wide as those of the imported tests."""

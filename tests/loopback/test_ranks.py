@@ -25,7 +25,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.model.weights.weight_digests import weight_digests
-from edgepp.stage_process import rank_links
+from edgepp.stage_process import rank_inbox
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.rank_group import RankGroup
 from edgepp.stage_process.sum_probe import measure_sums
@@ -368,7 +368,7 @@ def test_each_rank_tells_its_times_in_a_timed_step_alone(local: bool, path: Path
 
 
 def test_a_rank_that_sends_without_end_while_another_is_awaited_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_links, "MAX_WAITING_BYTES", 1 << 14)
+    monkeypatch.setattr(rank_inbox, "MAX_WAITING_BYTES", 1 << 14)
     live = LiveRanks(3, WIDTH)
     live.connect()
     try:

@@ -1,4 +1,4 @@
-"""The shelf of unit tests refuses addresses and processes, and allows a socket pair."""
+"""The shelves of unit and backend tests refuse addresses and processes, and allow a socket pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import zmq
 
-from tests.unit.conftest import MisplacedError, watch
+from tests.shelf_watch import MisplacedError, watch
 
 
 def _bind() -> None:
@@ -34,7 +34,7 @@ def _bind_zmq() -> None:
     ids=["bind", "connect", "process", "zmq"],
 )
 def test_what_belongs_to_another_shelf_is_refused(act: Callable[[], object]) -> None:
-    with pytest.raises(MisplacedError, match="move this test to tests/loopback"):
+    with pytest.raises(MisplacedError, match="move the test to tests/loopback"):
         act()
     assert watch.refused
     watch.refused.clear()

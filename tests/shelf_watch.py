@@ -1,10 +1,9 @@
-"""The shelf of tests that open no address and start no process; what needs either belongs to ``tests/loopback``."""
+"""The shelves of tests that open no address and start no process; what needs either belongs to ``tests/loopback``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +14,15 @@ _REFUSED = {
     "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec",
 }  # fmt: skip
 """Audit events of CPython. A socket pair, as a ``Mailbox`` has it, has no address and is allowed."""
-_SHELF = Path(__file__).parent
+SHELVES = ("unit", "backend")
 
 
 class MisplacedError(Exception):
-    """A unit test did what only a test in ``tests/loopback`` may do."""
+    """A test did what only a test in ``tests/loopback`` may do."""
 
 
 class _Watch:
-    """Refuses while a unit test runs, its fixtures included; other shelves run in the same process."""
+    """Refuses while a test of these shelves runs, its fixtures included; others run in the same process."""
 
     def __init__(self) -> None:
         self.on = False
@@ -33,10 +32,14 @@ class _Watch:
         if not self.on:
             return
         self.refused.append(what)
-        raise MisplacedError(f"{what} in tests/unit; move this test to tests/loopback")
+        raise MisplacedError(_sentence(what))
 
 
 watch = _Watch()
+
+
+def _sentence(what: str) -> str:
+    return f"{what} in a test of tests/{' or tests/'.join(SHELVES)}; move the test to tests/loopback"
 
 
 def _audited(event: str, arguments: tuple[Any, ...]) -> None:
@@ -47,10 +50,15 @@ def _audited(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_audited)  # cannot be removed again
 
 
+def is_watched(item: pytest.Item) -> bool:
+    """Whether a test is on one of the shelves."""
+    return item.nodeid.startswith(tuple(f"tests/{shelf}/" for shelf in SHELVES))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Watch from the first fixture of a test to the last."""
-    if _SHELF not in item.path.parents:  # pytest calls this hook for all shelves
+    if not is_watched(item):
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("bind", "connect"):  # libzmq raises no audit event
@@ -67,4 +75,4 @@ def stays_on_its_shelf() -> Iterator[None]:
     """Fail also where the code under test survived the refusal."""
     watch.refused.clear()
     yield
-    assert not watch.refused, f"{watch.refused[0]} in tests/unit; move this test to tests/loopback"
+    assert not watch.refused, _sentence(watch.refused[0])

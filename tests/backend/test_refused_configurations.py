@@ -8,7 +8,7 @@ import pytest
 
 from edgepp.errors import ModelError
 from edgepp.model.shape import shape_from_config
-from tests.unit.backend.test_config_spellings import YARN, settings_of
+from tests.backend.test_config_spellings import YARN, settings_of
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("num_hidden_layers", {"num_hidden_layers": 2**31 - 1}),

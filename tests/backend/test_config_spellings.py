@@ -22,9 +22,9 @@ from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
+from tests.backend.test_onnx_architecture import CONFIG
 from tests.builders.properties import examples
 from tests.engines import greedy_tokens, local_engine
-from tests.unit.backend.test_onnx_architecture import CONFIG
 
 PROMPT = [7, 91, 300, 12, 12, 45, 200, 3, 88, 17, 260, 33, 5, 140, 9, 77]
 GENERATED = 6

@@ -17,8 +17,7 @@ from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
-from tests.builders.properties import examples
-from tests.unit.backend.kv_copying import (
+from tests.backend.kv_copying import (
     ALL,
     BACKENDS,
     CAPACITY,
@@ -31,6 +30,7 @@ from tests.unit.backend.kv_copying import (
     load,
     states,
 )
+from tests.builders.properties import examples
 
 pytestmark = pytest.mark.usefixtures("small_lanes")
 

@@ -22,7 +22,7 @@ from edgepp.errors import ModelError
 from edgepp.layers import split_evenly
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
-from tests.unit.backend.families import EXPERTS, FITTING, UNFIT, make_family
+from tests.backend.families import EXPERTS, FITTING, UNFIT, make_family
 
 PROMPT = [5, 17, 3, 88, 41, 9, 62, 30, 2, 71, 12]
 CHUNKS = (PROMPT[:7], PROMPT[7:])

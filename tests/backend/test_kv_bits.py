@@ -22,7 +22,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
-from tests.unit.backend.families import FITTING, make_family
+from tests.backend.families import FITTING, make_family
 
 BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
 WIDE = replace(TINY, hidden=128, head_size=32)
