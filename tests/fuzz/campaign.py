@@ -88,7 +88,7 @@ def explore(seconds: float, folder: Path) -> Campaign:
     while time.monotonic() - began_s < seconds and len(campaign.crashes) < _MAX_CRASHES:
         seed += 1
         log = folder / f"{PROPERTIES}.log"
-        chosen = f"-m hypothesis -q -p no:cacheprovider --hypothesis-seed={seed} tests/unit tests/loopback".split()
+        chosen = f"-m hypothesis -q -p no:cacheprovider --hypothesis-seed={seed} tests/unit tests/backend tests/loopback".split()
         _watch([sys.executable, "-m", "pytest", *chosen], log, _MAX_ROUND_S, campaign)
         text = log.read_text(encoding="utf-8", errors="replace")
         campaign.runs += 1
