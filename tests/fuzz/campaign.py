@@ -19,6 +19,7 @@ from bench.toolkit.figures import slope_per_minute
 
 PROPERTIES = "properties"
 """The name of the campaign that runs the tests with hypothesis over examples that no run has had."""
+_SHELVES = ("tests/unit", "tests/backend", "tests/loopback")
 _MAX_CRASHES = 5
 _SAMPLE_S = 1.0
 _MAX_ROUND_S = 1800.0
@@ -88,7 +89,7 @@ def explore(seconds: float, folder: Path) -> Campaign:
     while time.monotonic() - began_s < seconds and len(campaign.crashes) < _MAX_CRASHES:
         seed += 1
         log = folder / f"{PROPERTIES}.log"
-        chosen = f"-m hypothesis -q -p no:cacheprovider --hypothesis-seed={seed} tests/unit tests/backend tests/loopback".split()
+        chosen = ("-m", "hypothesis", "-q", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}", *_SHELVES)
         _watch([sys.executable, "-m", "pytest", *chosen], log, _MAX_ROUND_S, campaign)
         text = log.read_text(encoding="utf-8", errors="replace")
         campaign.runs += 1

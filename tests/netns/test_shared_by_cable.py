@@ -1,4 +1,4 @@
-"""A cable is plugged in between two machines: from then on both share each layer; answers go on, also when it is pulled."""
+"""A cable between two machines: both share each layer while it is plugged in; answers go on when it comes and goes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.netns.net import Lan
 SHAPE = replace(
     TINY, layers=2, hidden=2048, heads=32, kv_heads=8, head_size=64, ffn=12288, bits=4, group_size=64, dtype="float16"
 )
-"""A layer takes some 20 ms: also on a busy machine far more than its sums over a cable, and less than over the slow network."""
+"""A layer takes some 20 ms: far more than its sums over a cable on a busy machine, less than over the slow network."""
 SLOW_KBIT_PER_S = 4000
 RECITE = "recite 64 Once upon a time"
 
