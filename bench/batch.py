@@ -18,7 +18,7 @@ from bench.toolkit.local import check_context
 from bench.toolkit.script import Result, ScriptArguments, counts, script
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, EmbeddingAndHead, StageModel
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.checkpoint import Checkpoint
 

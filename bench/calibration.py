@@ -32,7 +32,7 @@ from bench.toolkit.recording import StepTrip
 from bench.toolkit.rig import Rig
 from bench.toolkit.slow_link import FAR, HERE, SlowLink, slowed
 from edgepp.errors import EdgeppError
-from edgepp.placement.types import LinkSpeed
+from edgepp.placement.values import LinkSpeed
 from edgepp.plan.machines import Machine, Model
 from edgepp.stage_process.compute_policy import ComputePolicy, physical_cores
 from edgepp.wire.address import Address

@@ -34,7 +34,7 @@ from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.weights.checkpoint import Array, Checkpoint, layer_of

@@ -37,7 +37,7 @@ from bench.toolkit.rig import Rig
 from bench.toolkit.script import Result, ScriptArguments, count, counts, say, script
 from bench.toolkit.slow_link import SlowLink
 from edgepp.errors import UsageError
-from edgepp.layers import split_evenly
+from edgepp.layer_range import split_evenly
 from edgepp.model.fetch import fetch
 from edgepp.model.shape import shape_of
 from edgepp.model.weights.checkpoint import Checkpoint

@@ -34,7 +34,7 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.layer_range import LayerRange, split_evenly
 from edgepp.wire.address import Address
 from edgepp.wire.messages import MAX_HEADER_BYTES
 from edgepp.wire.messages.data import Forward

@@ -22,7 +22,7 @@ from bench.toolkit.local import checked_model
 from bench.toolkit.script import Result, ScriptArguments, say, script
 from bench.toolkit.two_hosts import TwoHosts, two_hosts
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.layers import split_evenly
+from edgepp.layer_range import split_evenly
 from edgepp.plan.layout import ClusterQuestion, make_layout
 from edgepp.plan.live_cluster import from_status
 from edgepp.plan.machines import Workload

@@ -35,7 +35,7 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import UsageError
-from edgepp.layers import split_evenly
+from edgepp.layer_range import split_evenly
 from edgepp.model.fetch import fetch
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.weights.checkpoint import Checkpoint

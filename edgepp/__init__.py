@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from edgepp.engine.timing import Timing
     from edgepp.http_api.http_options import HttpOptions
     from edgepp.http_api.server import HttpServer
-    from edgepp.layers import LayerRange
+    from edgepp.layer_range import LayerRange
     from edgepp.model.text.conversation import Conversation
     from edgepp.python_api import (
         Answer,
@@ -128,7 +128,7 @@ _LAZY = {
     "edgepp.engine.timing": ("Timing",),
     "edgepp.http_api.http_options": ("HttpOptions",),
     "edgepp.http_api.server": ("HttpServer",),
-    "edgepp.layers": ("LayerRange",),
+    "edgepp.layer_range": ("LayerRange",),
     "edgepp.model.text.conversation": ("Conversation",),
 }
 

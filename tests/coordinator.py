@@ -16,7 +16,7 @@ from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import EdgeppError, NotReady
-from edgepp.placement.types import PlacementRequest
+from edgepp.placement.values import PlacementRequest
 from edgepp.wire.address import Address
 from edgepp.wire.transport import Sender
 from tests.stages import GUEST

@@ -22,7 +22,7 @@ from edgepp.engine.ring import RingEvent, Send, SendBatch, StageInfo
 from edgepp.engine.speculation import Draft
 from edgepp.engine.step_runner import StepRunner
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.stages import stage_info
 from tests.live_ranks import stage_model

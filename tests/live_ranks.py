@@ -17,7 +17,7 @@ from edgepp import backend
 from edgepp.backend.base import BackendOptions, StageModel
 from edgepp.backend.loader import RankModel
 from edgepp.errors import PeerLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.tensor_shares import share_out
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint

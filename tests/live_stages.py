@@ -12,7 +12,7 @@ import numpy as np
 import zmq
 
 from edgepp.backend.base import BackendOptions, StageModel
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.control_thread import ControlThread

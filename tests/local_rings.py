@@ -9,7 +9,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch
 from edgepp.errors import StageLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.stages import stage_info
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner

@@ -14,7 +14,7 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.layer_range import LayerRange, split_evenly
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.stage_handle import StageProcess

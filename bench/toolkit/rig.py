@@ -26,7 +26,7 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import EdgeppError
-from edgepp.layers import split_evenly
+from edgepp.layer_range import split_evenly
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.stage_process.compute_policy import physical_cores
 

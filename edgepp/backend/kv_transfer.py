@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgepp.backend.base import KvChunk, SequenceFault
 from edgepp.backend.kv_layout import KvLayout
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 
 class KvImports:

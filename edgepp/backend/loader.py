@@ -9,7 +9,7 @@ from typing import Protocol
 
 from edgepp.backend.base import BackendOptions, EmbeddingAndHead, Progress, StageModel
 from edgepp.backend.kv_layout import KvLayout
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 

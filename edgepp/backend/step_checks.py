@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from edgepp.backend.base import SequenceFault
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 
 Logits = npt.NDArray[np.float32]

@@ -14,7 +14,7 @@ from edgepp.backend.device import release_thread
 from edgepp.benchmark.prompts import words
 from edgepp.benchmark.report import AutoChoice, CodecResult, Spread
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.fetch import find_local
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from typing import Any
 from edgepp.benchmark.report import MeasuredTarget, StageFacts
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 _OF_A_NODE = (
     "name", "roles", "state", "backend", "device", "threads", "memory_bytes", "stream_bytes_per_s",

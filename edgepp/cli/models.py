@@ -51,7 +51,7 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
 
     `edgepp chat`, `serve` and `join` download what they need themselves; this command does so ahead of time.
     """
-    from edgepp.layers import LayerRange
+    from edgepp.layer_range import LayerRange
     from edgepp.model.fetch import fetch
     from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts
     from edgepp.ui.progress import ByteProgress

@@ -150,7 +150,7 @@ def _address() -> Callable[[str], object]:
 
 
 def _layers() -> Callable[[str], object]:
-    from edgepp.layers import LayerRange
+    from edgepp.layer_range import LayerRange
 
     return LayerRange.parse
 

@@ -11,7 +11,7 @@ import click
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepp.placement.types import Policy
+    from edgepp.placement.values import Policy
     from edgepp.plan.chip_slices import SliceQuestion
     from edgepp.plan.cluster_spec import ClusterSpec
     from edgepp.plan.layout import ClusterQuestion

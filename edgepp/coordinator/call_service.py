@@ -11,10 +11,10 @@ from typing import Any
 from edgepp.cluster.identity import Identity, clean_name
 from edgepp.cluster.membership import Membership
 from edgepp.coordinator.answer_service import AnswerService, Asker, declined
-from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.kept_traces import told_trace
 from edgepp.coordinator.model_change import ModelChanger
+from edgepp.coordinator.node_draining import Drains
 from edgepp.coordinator.sum_measurements import Ask
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError, UsageError

@@ -23,7 +23,7 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.duplicate_search import DuplicateSearch
+from edgepp.coordinator.duplicate_coordinator import DuplicateSearch
 from edgepp.coordinator.model_change import CoordinatorModel
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
@@ -34,7 +34,7 @@ from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import ClusterLeft, Measuring, OnEvent
 from edgepp.host_system.sleep_inhibitor import SleepInhibitor
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.source import HubRepository, name_anywhere, resolve
 from edgepp.model.shape import shape_of
 from edgepp.model.tensor_shares import check_weights, share_out
@@ -42,7 +42,7 @@ from edgepp.node.agent import NodeAgent
 from edgepp.node.memory import usable_memory
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure
-from edgepp.placement.types import ModelSize, PlacementRequest, Policy
+from edgepp.placement.values import ModelSize, PlacementRequest, Policy
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.structured_log import name_process
 from edgepp.tracing.request_trace import DEFAULT_KEPT

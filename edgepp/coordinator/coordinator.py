@@ -22,7 +22,6 @@ from edgepp.coordinator.asker_notices import AskerNotices
 from edgepp.coordinator.call_service import CallService
 from edgepp.coordinator.cluster_port import ClusterPort
 from edgepp.coordinator.dispatcher import Dispatcher
-from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.guarded_steps import GuardedSteps
 from edgepp.coordinator.handover import RolloutOrder
 from edgepp.coordinator.inbox import Inbox
@@ -30,6 +29,7 @@ from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.live_answers import LiveAnswers
 from edgepp.coordinator.membership_service import MembershipService
 from edgepp.coordinator.model_change import MakeParts, ModelChanger
+from edgepp.coordinator.node_draining import Drains
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rates import Rates

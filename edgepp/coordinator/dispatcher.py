@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 
 from edgepp.coordinator.answer_service import AnswerService, Asker, declined
 from edgepp.coordinator.call_service import CallService
-from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.guarded_steps import GuardedSteps
 from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.membership_service import MembershipService
+from edgepp.coordinator.node_draining import Drains
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError

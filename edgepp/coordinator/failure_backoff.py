@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgepp.doubled_wait import doubled_s
+from edgepp.backoff import doubled_s
 
 FIRST_SLOT_RETRY_S = 1.0
 """The wait before a retry after the first failure; each further failure doubles it."""

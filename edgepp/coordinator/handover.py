@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from edgepp.coordinator.load_orders import Order
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.wire.messages.nodes import Load, Restart, Retire, Unload, Warm
 from edgepp.wire.messages.rank_meetings import MeasureSum, RankAt
 

@@ -11,7 +11,7 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.timing import Recovery, RecoveryKind, StageTimes, Timing
 from edgepp.errors import RemoteProtocolError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.text.conversation import Conversation, Prompt
 from edgepp.model.text.prompt_check import MAX_MESSAGES, MAX_TOOLS, check_prompt
 

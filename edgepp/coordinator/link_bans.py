@@ -12,7 +12,7 @@ from edgepp.cluster.membership import Membership
 from edgepp.coordinator.failure_backoff import FailureBackoff
 from edgepp.coordinator.load_tracker import split_host_id
 from edgepp.coordinator.rank_loads import part_ids
-from edgepp.placement.types import LinkSpeed, Plan, link_between
+from edgepp.placement.values import LinkSpeed, Plan, link_between
 
 NodeLink = tuple[str, str]
 """The ids of the sending and of the receiving node."""

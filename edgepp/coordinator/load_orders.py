@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgepp.cluster.membership import Member
 from edgepp.coordinator.load_tracker import host_id, split_host_id
 from edgepp.coordinator.rank_loads import part_ids, rank_load
-from edgepp.placement.types import Plan
+from edgepp.placement.values import Plan
 from edgepp.wire.messages.nodes import Load, Unload
 
 Order = tuple[str, Load | Unload]

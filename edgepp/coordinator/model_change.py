@@ -27,7 +27,7 @@ from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, NotReady, UsageError
 from edgepp.events import ModelChanged, ModelNotChanged, OnEvent
 from edgepp.model.catalogue.source import HubRepository, resolve
-from edgepp.placement.types import PlacementRequest
+from edgepp.placement.values import PlacementRequest
 
 DRAIN_S = 60.0
 """How long a change waits for answers under way."""

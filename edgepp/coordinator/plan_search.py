@@ -12,7 +12,7 @@ from edgepp.coordinator.stage_hosts import StageHosts
 from edgepp.errors import PlanError
 from edgepp.placement import place as placement
 from edgepp.placement.group_search import with_groups
-from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
+from edgepp.placement.values import LinkSpeed, PlacementRequest, Plan, StageHost
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from edgepp.cluster.membership import Member, Membership
 from edgepp.coordinator.link_bans import LinkBans, NodeLink
 from edgepp.coordinator.load_orders import LoadOrders, Order, unload_orders
 from edgepp.coordinator.load_tracker import STALLED_S, LoadTracker, host_id, split_host_id
-from edgepp.coordinator.places import Place, are_complete, missing, places_of, stages_of
 from edgepp.coordinator.plan_search import PlanSearch
 from edgepp.coordinator.plan_timing import PlanTiming
 from edgepp.coordinator.rank_loads import part_ids
 from edgepp.coordinator.stage_hosts import StageHosts
+from edgepp.coordinator.stage_places import Place, are_complete, missing, places_of, stages_of
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.groups import parts_of
 from edgepp.placement.place import place
-from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
+from edgepp.placement.values import LinkSpeed, PlacementRequest, Plan, StageHost
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
 
 

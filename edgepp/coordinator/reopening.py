@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from edgepp.backoff import doubled_s
 from edgepp.coordinator.failure_backoff import MAX_FAILURES
-from edgepp.doubled_wait import doubled_s
 from edgepp.engine.stage_handshake import StageUnreached
 
 FIRST_REOPEN_S = 0.5

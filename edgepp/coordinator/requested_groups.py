@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from edgepp.cluster.membership import Member
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.groups import make_group
-from edgepp.placement.types import Links, PlacementRequest, StageHost
+from edgepp.placement.values import Links, PlacementRequest, StageHost
 
 _Wish = tuple[LayerRange | None, int]
 """Pinned layers, and the number of machines that are to share each of them."""

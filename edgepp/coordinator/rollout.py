@@ -17,13 +17,13 @@ from edgepp.coordinator.load_estimate import LoadEstimate
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.pipeline_order import PipelineOrder, endpoint_of
-from edgepp.coordinator.places import Place
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rank_loads import RankMeetings
 from edgepp.coordinator.stage_losses import StageLosses
+from edgepp.coordinator.stage_places import Place
 from edgepp.coordinator.sum_measurements import SumMeasurements
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
-from edgepp.placement.types import LinkSpeed
+from edgepp.placement.values import LinkSpeed
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
 from edgepp.wire.messages.rank_meetings import RankListens, SumMeasured
 

@@ -12,9 +12,9 @@ from edgepp.cluster.membership import Member
 from edgepp.coordinator.rank_loads import nodes_of
 from edgepp.coordinator.requested_groups import RequestedGroups
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.shortage import check_pins, fits
-from edgepp.placement.types import Links, PlacementRequest, StageHost
+from edgepp.placement.values import Links, PlacementRequest, StageHost
 
 _NO_LINKS: Links = {}
 _MAX_SINGLE_EXCLUSIONS = 8

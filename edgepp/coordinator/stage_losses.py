@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.pipeline_order import endpoint_of
-from edgepp.coordinator.places import Place
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.stage_places import Place
 from edgepp.engine.stage_handshake import Endpoint, StageUnreached
 from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import LayersNotLoaded

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from edgepp.backoff import doubled_s
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.handover import RolloutOrder
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rank_loads import RankMeetings
-from edgepp.doubled_wait import doubled_s
-from edgepp.placement.types import FLOAT32_BYTES, LinkSpeed, sums_s
+from edgepp.placement.values import FLOAT32_BYTES, LinkSpeed, sums_s
 from edgepp.wire.messages.rank_meetings import MeasureSum, RankListens, SumMeasured
 
 MEASURE_S = 30.0

@@ -23,7 +23,7 @@ from edgepp.engine.same_weights import PipelineWeights
 from edgepp.engine.stage_handshake import Endpoint, Expectation, RingIdentity
 from edgepp.engine.step_times import StepTimes
 from edgepp.errors import EdgeppError, PeerLost
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.layer_range import LayerRange, split_evenly
 from edgepp.model.fetch import fetch
 from edgepp.model.tensor_shares import share_out
 from edgepp.model.weights.checkpoint import Checkpoint

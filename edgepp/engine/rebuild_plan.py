@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from edgepp.engine.timing import RecoveryKind
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.wire.field_types import HeldKind, KvSource
 
 _FEW_POSITIONS = 16

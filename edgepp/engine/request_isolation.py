@@ -10,7 +10,7 @@ import numpy as np
 from edgepp.backend.base import EmbeddingAndHead
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.finite import all_finite
+from edgepp.stage_process.finite_check import all_finite
 
 Rows: TypeAlias = "Array | BaseException"
 """The rows computed for one request, or the error that prevented them."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from edgepp.backend.candidates import width_of
 from edgepp.errors import StageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 from edgepp.tracing.request_trace import StepTrace
 from edgepp.wire.field_types import ResultForm

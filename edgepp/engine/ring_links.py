@@ -23,7 +23,7 @@ from edgepp.engine.stage_handshake import (
     receive_answer,
 )
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, Echoes, measure_echo, measure_link

@@ -11,7 +11,7 @@ import zmq
 from edgepp.engine.ring import StageInfo, StageStats
 from edgepp.engine.same_weights import Holder, PipelineWeights
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
-from edgepp.layers import LayerRange, check_tiling
+from edgepp.layer_range import LayerRange, check_tiling
 from edgepp.tracing.clock_offset import ClockOffset
 from edgepp.wire.address import Address
 from edgepp.wire.frame_marks import clock_us

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 
 @dataclass(frozen=True)

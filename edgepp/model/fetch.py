@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepp.errors import ModelError
-from edgepp.model import smollm2
+from edgepp.model import offline_model
 from edgepp.model.cache import Progress
 from edgepp.model.catalogue.source import HubRepository, LocalFolder, Source, Wheel, resolve
 from edgepp.model.hub.snapshot import find_on_disk
@@ -31,7 +31,7 @@ def fetch(
     """
     source = resolve(model)
     if isinstance(source, Wheel):
-        return smollm2.fetch_and_convert(on_progress)
+        return offline_model.fetch_and_convert(on_progress)
     if isinstance(source, LocalFolder):
         return _checked_folder(source, parts)
     if not newest and (found := find_on_disk(source, parts)):
@@ -49,7 +49,7 @@ def find_local(model: str, parts: ModelParts = ALL_PARTS) -> Path | None:
     """
     source = resolve(model)
     if isinstance(source, Wheel):
-        return smollm2.folder() if smollm2.is_converted() else None
+        return offline_model.folder() if offline_model.is_converted() else None
     if isinstance(source, LocalFolder):
         return None if _missing(source, parts) else source.path
     return find_on_disk(source, parts)

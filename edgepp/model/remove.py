@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from edgepp.errors import ModelError
-from edgepp.model import smollm2
+from edgepp.model import offline_model
 from edgepp.model.cache import cannot_write
 from edgepp.model.catalogue.source import HubRepository, LocalFolder, resolve
 from edgepp.model.hub.snapshot import repository_folder
@@ -24,7 +24,7 @@ def cached_folder(model: str) -> Path:
     source = resolve(model)
     if isinstance(source, LocalFolder):
         raise ModelError(f"{source.path} is a folder of yours, not of edgepp's cache", "delete it yourself")
-    folder = repository_folder(source) if isinstance(source, HubRepository) else smollm2.folder()
+    folder = repository_folder(source) if isinstance(source, HubRepository) else offline_model.folder()
     if not folder.is_dir():
         raise ModelError(f"{model} is not in edgepp's cache", "see `edgepp models list` for what is here")
     return folder
@@ -42,7 +42,7 @@ def remove(model: str) -> int:
         ModelError: the model is not in the cache, is being fetched, or may not be removed.
     """
     folder = cached_folder(model)
-    wheel = folder == smollm2.folder()
+    wheel = folder == offline_model.folder()
     lock = FileLock(folder.with_name(f"{folder.name}.lock") if wheel else folder / "lock")
     try:
         with lock.acquire(timeout=0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.bounded_files import shown
 from edgepp.model.catalogue.cards import DTYPE_BYTES, Shape
 from edgepp.model.catalogue.source import LocalFolder, resolve

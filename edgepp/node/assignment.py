@@ -7,7 +7,7 @@ from typing import Any
 
 from edgepp.errors import UsageError
 from edgepp.events import AssignmentChanged
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.printable import one_line
 
 

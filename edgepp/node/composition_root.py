@@ -29,7 +29,7 @@ from edgepp.cluster.pairing.join import PairingOptions, pair_with_cluster
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import AssignmentChanged, ClusterLeft, Measuring, OnEvent
 from edgepp.host_system.sleep_inhibitor import SleepInhibitor
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.cache import Progress
 from edgepp.model.catalogue.source import name_anywhere
 from edgepp.model.fetch import fetch

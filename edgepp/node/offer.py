@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from edgepp import __version__
 from edgepp.cluster.discovery.network_interfaces import usable_addresses
 from edgepp.cluster.identity import Identity
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.node.resources import Resources
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings

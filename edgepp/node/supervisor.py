@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.bounded_files import open_regular
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.byte_ranges import cut, total, union

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from edgepp.layers import LayerRange
-from edgepp.placement.types import Links, ModelSize, PlacementRequest, Plan, StageHost, link_between
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import Links, ModelSize, PlacementRequest, Plan, StageHost, link_between
 
 _WORKING_BYTES = 64_000_000
 _WORKING_ROWS = 128 * 32

@@ -9,7 +9,7 @@ from edgepp.errors import PlanError
 from edgepp.placement.costs import plan_cost_s
 from edgepp.placement.groups import make_group, sum_cost
 from edgepp.placement.place import place
-from edgepp.placement.types import Links, PlacementRequest, Plan, StageHost
+from edgepp.placement.values import Links, PlacementRequest, Plan, StageHost
 
 GROUP_GAIN = 1.1
 """How many times as fast a plan with one more group must be predicted to be."""

@@ -14,7 +14,7 @@ from itertools import combinations
 from edgepp.errors import PlanError, UsageError
 from edgepp.model.tensor_shares import apportion
 from edgepp.placement.costs import max_layers, working_bytes
-from edgepp.placement.types import UNKNOWN_LINK, Links, LinkSpeed, PlacementRequest, StageHost, sum_over, sums_s
+from edgepp.placement.values import UNKNOWN_LINK, Links, LinkSpeed, PlacementRequest, StageHost, sum_over, sums_s
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.costs import max_layers, plan_cost_s
 from edgepp.placement.search import Search
 from edgepp.placement.shortage import check_gaps, check_pins, shortage
-from edgepp.placement.types import Links, PlacementRequest, Plan, StageHost
+from edgepp.placement.values import Links, PlacementRequest, Plan, StageHost
 
 _NEARLY_AS_GOOD = 1.15
 """Greatest cost of a plan, as a multiple of the best plan's, for which it counts as nearly as good."""

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.costs import hop_s, max_layers
 from edgepp.placement.layer_shares import fill_shares, layers_within, level_shares
 from edgepp.placement.stage_order import cheapest_order
-from edgepp.placement.types import Links, PlacementRequest, Plan, StageHost
+from edgepp.placement.values import Links, PlacementRequest, Plan, StageHost
 
 _MAX_EXHAUSTIVE = 256
 """Greatest number of assignments that are all tried: 8 hosts without pinned ranges, or any 6 hosts with them."""

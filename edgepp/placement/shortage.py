@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.costs import max_layers, memory_needed
 from edgepp.placement.search import Search
-from edgepp.placement.types import PlacementRequest, StageHost
+from edgepp.placement.values import PlacementRequest, StageHost
 
 _CONTEXT_STEP = 256
 _STORED_BITS = ((8, 8.5), (4, 4.5))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from edgepp.errors import PlanError
-from edgepp.placement.types import LinkSpeed
+from edgepp.placement.values import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.layout import ClusterQuestion, Layout, make_layout
 from edgepp.plan.machines import Machine

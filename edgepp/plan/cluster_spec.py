@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.costs import memory_needed, plan_cost_s
 from edgepp.placement.group_search import plans_with_group, with_groups
 from edgepp.placement.groups import fractions, host_called, parts_of, sum_cost
 from edgepp.placement.place import place
-from edgepp.placement.types import UNKNOWN_LINK, Links, LinkSpeed, PlacementRequest, Plan, StageHost, sum_over
+from edgepp.placement.values import UNKNOWN_LINK, Links, LinkSpeed, PlacementRequest, Plan, StageHost, sum_over
 from edgepp.plan.machines import Machine, Stage, shared_machine
 
 

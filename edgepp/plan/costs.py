@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from edgepp.engine.chunk_sizer import longest_chunk
-from edgepp.layers import LayerRange
-from edgepp.placement.types import Links, LinkSpeed, link_between, sums_s
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import Links, LinkSpeed, link_between, sums_s
 from edgepp.plan.machines import Machine, Model, Stage
 from edgepp.plan.roofline import compute_s, read_s
 

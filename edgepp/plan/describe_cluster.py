@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 
 from edgepp.errors import UsageError
-from edgepp.layers import LayerRange
-from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import UNKNOWN_LINK, LinkSpeed
 from edgepp.plan import hardware
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, Machine

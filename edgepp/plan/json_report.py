@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edgepp.errors import PlanError
-from edgepp.placement.types import LinkSpeed
+from edgepp.placement.values import LinkSpeed
 from edgepp.plan.chip_slices import SliceCapacity, SliceQuestion, SliceStep, critical_batch, fastest_layouts
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.costs import StageTime

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from edgepp.errors import UsageError
-from edgepp.placement.types import PlacementRequest, Plan, Policy
+from edgepp.placement.values import PlacementRequest, Plan, Policy
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.machines import Model, Stage, Workload
 from edgepp.plan.predict import Prediction, predict

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from edgepp.backend.device import GPUS
 from edgepp.errors import RemoteProtocolError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.groups import sum_cost
-from edgepp.placement.types import UNKNOWN_LINK, Links, LinkSpeed, ModelSize, sum_over, sums_s
+from edgepp.placement.values import UNKNOWN_LINK, Links, LinkSpeed, ModelSize, sum_over, sums_s
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.describe_cluster import FLOPS_PER_S, MEMORY_BYTES_PER_S, cluster_of, either_way
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import DTYPE_BYTES, Shape, token_flops
-from edgepp.placement.types import FLOAT32_BYTES, LinkSpeed, ModelSize
+from edgepp.placement.values import FLOAT32_BYTES, LinkSpeed, ModelSize
 
 CPU_CHUNK, GPU_CHUNK = 64, 512
 """Tokens of a prefill chunk with which the backends are efficient."""

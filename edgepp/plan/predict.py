@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 from edgepp.engine.scheduler import MAX_ROWS, SPARE_CHUNKS
 from edgepp.errors import PlanError
-from edgepp.layers import check_tiling
-from edgepp.placement.types import Links
+from edgepp.layer_range import check_tiling
+from edgepp.placement.values import Links
 from edgepp.plan.costs import Costs, StageTime
 from edgepp.plan.machines import Machine, Model, Stage, Workload
 

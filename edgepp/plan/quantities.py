@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 
 from edgepp.errors import UsageError
-from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed
+from edgepp.placement.values import UNKNOWN_LINK, LinkSpeed
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgepp.cluster.pairing.join import PairingOptions
 from edgepp.errors import UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.node.composition_root import LoneStageOptions, LoneStageService, MemberOptions, MemberService
 from edgepp.plan.quantities import parse_bytes
 from edgepp.python_api.background_service import Background

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 
 from edgepp.coordinator.composition_root import PORT, ServeOptions
-from edgepp.layers import LayerRange
-from edgepp.placement.types import Policy
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import Policy
 from edgepp.plan.quantities import parse_bytes
 from edgepp.python_api.served_cluster import ServedCluster
 from edgepp.wire.address import Address

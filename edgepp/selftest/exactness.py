@@ -11,7 +11,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.benchmark import prompts
 from edgepp.benchmark.accuracy import SLICE, LocalModel, LogitDifference, leading, slices
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.shape import shape_from_config
 from edgepp.model.text.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 from edgepp.benchmark.prompts import numbers
 from edgepp.benchmark.report import SingleResult
 from edgepp.benchmark.workload import FreshOwners, SingleRun, ask_alone, single_result
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.plan.live_cluster import from_status
 from edgepp.plan.machines import Stage, Workload
 from edgepp.plan.planned_model import read_model

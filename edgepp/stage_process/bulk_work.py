@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from edgepp.errors import RemoteProtocolError, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.attachment import Attachment
 from edgepp.stage_process.boundary_log import BoundaryLog
 from edgepp.stage_process.bulk_link import BulkAttempt, BulkLink
 from edgepp.stage_process.copy_sender import CopySender
 from edgepp.stage_process.frame_sender import FrameSender
 from edgepp.stage_process.frames import Frame, sequences_of, spans_of
-from edgepp.stage_process.held import held_messages
+from edgepp.stage_process.held_sequences import held_messages
 from edgepp.stage_process.kv_arrivals import KvArrivals
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_pieces import CachePiece, data_of, max_piece_bytes

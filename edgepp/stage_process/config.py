@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.structured_log import LogOptions, current
 from edgepp.wire.address import Address

@@ -16,7 +16,7 @@ from edgepp.backend.kv_transfer import check_piece, check_size, joined
 from edgepp.backend.loader import RankModel
 from edgepp.backend.step_checks import check_rows
 from edgepp.errors import PeerLost, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.cache_orders import change_cache
 from edgepp.stage_process.kv_pieces import Cut, max_piece_bytes

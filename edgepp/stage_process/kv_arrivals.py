@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.early_pieces import EarlyPieces
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.sequence_state import Key, keys_of

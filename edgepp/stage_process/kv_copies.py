@@ -19,7 +19,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
 from edgepp.errors import RemoteProtocolError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.kv_pieces import CachePiece
 from edgepp.stage_process.sequence_state import Key, keys_of, rekey
 from edgepp.wire.messages.data import Kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepp.backend.base import StageModel
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.kv_pieces import CachePiece, Cut
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.wire import codec
 from edgepp.wire.field_types import PiecePurpose
 from edgepp.wire.message_codec import encode

@@ -26,6 +26,7 @@ from edgepp.stage_process.config import RANK_LOST_STATUS, RankConfig, StageConfi
 from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.draft_process import serve_drafts
 from edgepp.stage_process.first_rank import FirstRank
+from edgepp.stage_process.greeting_reply import welcome_of
 from edgepp.stage_process.loading import load_layers, open_layers, options_of, report_progress
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageConnector
@@ -37,7 +38,6 @@ from edgepp.stage_process.rank_process import join_ranks, load_rank
 from edgepp.stage_process.reports import report
 from edgepp.stage_process.speed_probe import measure_speed, warm_up
 from edgepp.stage_process.split_head import SplitHead
-from edgepp.stage_process.welcome import welcome_of
 from edgepp.structured_log import configure, name_process
 from edgepp.wire import codec
 from edgepp.wire.address import Address

@@ -15,7 +15,7 @@ import numpy as np
 from edgepp.backend.base import SequenceFault, StageModel
 from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.finite import all_finite, not_finite
+from edgepp.stage_process.finite_check import all_finite, not_finite
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.frames import Frame, select_rows
 from edgepp.stage_process.sequence_state import Key, SequenceState, keys_of, rekey

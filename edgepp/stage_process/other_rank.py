@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgepp.backend.base import StageModel
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.cache_orders import change_cache
 from edgepp.stage_process.rank_group import SUMS_PER_LAYER, PeerFault, RankGroup
 from edgepp.stage_process.split_head import SplitHead, WantedResult

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.bulk_link import BulkLink
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_export import cut_of, exported

@@ -12,18 +12,18 @@ import zmq
 from edgepp.backend.base import BackendOptions, Progress
 from edgepp.backend.loader import Backend, RankModel
 from edgepp.errors import PeerLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.tensor_shares import TensorShare
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 from edgepp.model.weights.weight_digests import weight_digests
 from edgepp.printable import one_line
 from edgepp.stage_process.config import RankConfig, StageConfig
+from edgepp.stage_process.greeting_reply import MAX_FOLDER
 from edgepp.stage_process.local_sums import LocalSums, adopted
 from edgepp.stage_process.rank_group import RankGroup
 from edgepp.stage_process.reports import report
 from edgepp.stage_process.split_head import SplitHead
-from edgepp.stage_process.welcome import MAX_FOLDER
 from edgepp.wire.address import Address
 from edgepp.wire.security import Gate
 

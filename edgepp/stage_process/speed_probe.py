@@ -27,7 +27,7 @@ from edgepp.backend.device import has_gpu
 from edgepp.child_process import read_configuration
 from edgepp.error_boundary import explained
 from edgepp.host_system.other_programs import OtherPrograms
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import Shape, token_flops
 from edgepp.model.tensor_shares import share_out
 from edgepp.model.weights.checkpoint import Array, Checkpoint

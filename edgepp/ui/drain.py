@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.ui.peers import connect
 from edgepp.ui.screen import say, say_json
 from edgepp.ui.step_line import StepLine

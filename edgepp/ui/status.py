@@ -15,7 +15,7 @@ from rich.text import Text
 from edgepp.cluster.identity import load_view
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.errors import EdgeppError, PeerLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.ui.peers import connect
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen

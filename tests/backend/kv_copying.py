@@ -11,7 +11,7 @@ from edgepp.backend.base import BackendOptions, StageModel
 from edgepp.backend.loader import Backend
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.onnx.backend import OnnxBackend
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 

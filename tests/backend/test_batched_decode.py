@@ -15,7 +15,7 @@ from edgepp.backend.loader import Backend
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from tests.builders.properties import examples

@@ -16,7 +16,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.onnx.backend import OnnxBackend, fits
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint

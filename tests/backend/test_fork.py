@@ -19,7 +19,7 @@ from edgepp.backend.mlx.stage import MlxStage
 from edgepp.backend.onnx import kv_arena as onnx_arena
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 

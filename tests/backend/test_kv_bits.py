@@ -18,7 +18,7 @@ from edgepp.backend.onnx.architecture import read_architecture
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.backend.onnx.kv_scales import scales
 from edgepp.errors import ModelError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgepp.backend.base import BackendOptions, SequenceFault, StageModel
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests.backend.kv_copying import (

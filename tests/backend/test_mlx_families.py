@@ -19,7 +19,7 @@ from edgepp.backend.base import BackendOptions, EmbeddingAndHead
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import ModelError
-from edgepp.layers import split_evenly
+from edgepp.layer_range import split_evenly
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 from tests.backend.families import EXPERTS, FITTING, UNFIT, make_family

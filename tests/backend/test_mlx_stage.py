@@ -19,7 +19,7 @@ from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import StageFault, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.stage_process.speed_probe import measure_speed

@@ -15,7 +15,7 @@ import pytest
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint, layer_of

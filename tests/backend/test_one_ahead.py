@@ -18,7 +18,7 @@ from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import StageFault, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference

@@ -14,7 +14,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx.architecture import Architecture, Rope, read_architecture
 from edgepp.backend.onnx.backend import OnnxBackend, fits
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import LLAMA3_ROPE
 from edgepp.model.weights.checkpoint import Checkpoint
 

@@ -7,7 +7,7 @@ import pytest
 
 from edgepp.backend.onnx.kv_arena import CacheShape
 from edgepp.backend.onnx.kv_cache import CachedSequence, LaneAllocator
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 pytestmark = pytest.mark.usefixtures("small_lanes")
 

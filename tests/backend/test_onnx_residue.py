@@ -16,7 +16,7 @@ import pytest
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.backend.onnx.weights import quantised
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference

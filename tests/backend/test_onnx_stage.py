@@ -19,7 +19,7 @@ from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.backend.onnx.embedding_and_head import OnnxEmbeddingAndHead
 from edgepp.backend.onnx.stage import OnnxStage
 from edgepp.errors import ModelError, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY
 from edgepp.model.weights.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ import pytest
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, SequenceFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from tests import reference

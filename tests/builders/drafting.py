@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, EmbeddingAndHead, StageModel
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 
 

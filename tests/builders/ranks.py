@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, StageModel
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.tensor_shares import share_out
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgepp.engine.ring import StageInfo
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 _STAGE = StageInfo(
     index=0,

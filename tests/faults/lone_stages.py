@@ -18,7 +18,7 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.same_weights import PipelineWeights
 from edgepp.engine.stage_handshake import Endpoint, Expectation, ask, greet
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.stage_handle import Ready, StageProcess
 from edgepp.stage_process.compute_policy import ComputePolicy

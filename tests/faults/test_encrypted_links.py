@@ -7,7 +7,7 @@ from dataclasses import replace
 import psutil
 
 from edgepp.engine.request import GenerateOptions
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.wire.address import Address
 from edgepp.wire.security import KeyPair

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgepp.engine import outstanding_steps
 from edgepp.engine.request import GenerateOptions
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.data import Batch, Forward, Hidden

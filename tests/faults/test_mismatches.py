@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from edgepp.errors import PlanError, StageLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.wire.messages import VERSION, Message
 from edgepp.wire.messages.control import Welcome

@@ -16,7 +16,7 @@ from edgepp.engine.prompt_lookup import OwnerTexts
 from edgepp.engine.remote_draft import RemoteDraft
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import PairingError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.draft_server import DraftServer
 from edgepp.stage_process.drafting import Drafting
 from edgepp.wire.address import Address

@@ -16,7 +16,7 @@ from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import RingEvent, Send, SendBatch
 from edgepp.errors import StageLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from tests.engines import collect
 from tests.local_rings import MortalRing

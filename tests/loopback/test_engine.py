@@ -21,7 +21,7 @@ from edgepp.engine.prompt_lookup import OwnerTexts
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.speculation import MAX_GUESSES, GuessPlan, SpeculationControl, SpeculationCosts
 from edgepp.errors import EdgeppError, NotReady, StageLost, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from tests.engines import Brake, LateRing, collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S

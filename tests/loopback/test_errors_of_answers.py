@@ -20,7 +20,7 @@ from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.client import TextClient
 from edgepp.model.text.conversation import Conversation

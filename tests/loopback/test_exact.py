@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgepp.engine.request import GenerateOptions
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY
 from tests import reference
 from tests.builders.checkpoints import Checkpoints

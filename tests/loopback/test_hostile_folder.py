@@ -26,7 +26,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.bounded_files import tokenizer_files
 from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint

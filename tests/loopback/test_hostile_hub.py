@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import find
 from edgepp.model.fetch import fetch, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
-from edgepp.model.hub import http as hub_http
+from edgepp.model.hub import http_client as hub_http
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.model_parts import ModelParts
 from edgepp.model.weights.partial_file import PartialFile

@@ -60,7 +60,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 def test_nothing_heavy_is_imported_before_load() -> None:
     script = (
-        "import sys; import edgepp.model.text.tokenizer, edgepp.model.fetch, edgepp.model.smollm2; "
+        "import sys; import edgepp.model.text.tokenizer, edgepp.model.fetch, edgepp.model.offline_model; "
         "print([m for m in ('mlx', 'transformers', 'tokenizers', 'huggingface_hub') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgepp.stage_process.control_thread import MAX_EPOCHS_PER_OWNER
-from edgepp.stage_process.held import MAX_SEQUENCES
+from edgepp.stage_process.held_sequences import MAX_SEQUENCES
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.control import Attached, Detach, Free, Ping, Pong, Refused
 from edgepp.wire.messages.data import Hidden

@@ -20,7 +20,7 @@ from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import Send, SendBatch
 from edgepp.errors import EdgeppError, StageFault, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.safetensors_header import read_header
 from tests.engines import LateRing, Panic, collect, greedy_tokens, local_engine

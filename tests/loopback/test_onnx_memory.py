@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 
@@ -19,7 +19,7 @@ import sys, threading
 from pathlib import Path
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx.backend import OnnxBackend
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 
 def anonymous():

@@ -18,7 +18,7 @@ from edgepp import backend
 from edgepp.backend.base import BackendOptions, StageModel
 from edgepp.backend.kv_layout import join_heads, split_heads
 from edgepp.errors import PeerLost, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.wire.message_codec import encode

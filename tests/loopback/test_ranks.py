@@ -21,7 +21,7 @@ from edgepp.engine.loop import EngineLoop
 from edgepp.engine.prompt_lookup import OwnerTexts
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import ModelError, PeerLost, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.model.weights.weight_digests import weight_digests

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from bench.toolkit.slow_link import free_pair
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node import slot_stages, stage_ranks
 from edgepp.node import supervisor as supervisor_module

@@ -15,7 +15,7 @@ from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import Send, SendBatch
 from edgepp.errors import EdgeppError, NotReady, PoisonedRequest, StageLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests.engines import collect
 from tests.local_rings import LOST, MortalRing

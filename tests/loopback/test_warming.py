@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node import warming
 from edgepp.node.warming import LayerWarmer

@@ -24,7 +24,7 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.events import Event
 from edgepp.model.text.conversation import Conversation
-from edgepp.placement.types import ModelSize, PlacementRequest
+from edgepp.placement.values import ModelSize, PlacementRequest
 from edgepp.wire.address import Address
 from edgepp.wire.message_codec import decode, encode, encode_payload
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message

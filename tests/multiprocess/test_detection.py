@@ -21,7 +21,7 @@ from edgepp.engine.ring import Ring
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.engine.stage_watch import SUSPECT_S
 from edgepp.errors import StageLost
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.wire.address import Address

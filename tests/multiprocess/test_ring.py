@@ -16,7 +16,7 @@ from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.layer_range import LayerRange, split_evenly
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.node import stage_handle

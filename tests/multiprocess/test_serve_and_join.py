@@ -20,7 +20,7 @@ from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.node_lock import wait_until_ended
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.events import AssignmentChanged, ClusterLeft, CoordinatorReached, Event, PipelineOpened
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP
 from tests.processes import children

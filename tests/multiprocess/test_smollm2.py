@@ -12,7 +12,7 @@ import pytest
 import edgepp
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.layer_range import LayerRange, split_evenly
 from edgepp.model.fetch import fetch
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.tokenizer import Tokenizer

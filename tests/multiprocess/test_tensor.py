@@ -14,8 +14,8 @@ from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, StageLost, UsageError
+from edgepp.model.offline_model import fetch_and_convert
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from edgepp.model.smollm2 import fetch_and_convert
 from tests import reference
 from tests.cluster import edgepp
 from tests.engines import collect

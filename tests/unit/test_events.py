@@ -20,7 +20,7 @@ from edgepp.events import (
     of_coordinator,
     of_node,
 )
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 HALVES = ((LayerRange(0, 15), "one"), (LayerRange(15, 30), "two"))
 

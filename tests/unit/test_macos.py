@@ -22,7 +22,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.backend.mlx import backend as mlx_backend
 from edgepp.backend.mlx import stage as mlx_stage
 from edgepp.benchmark import machine
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node import memory, warming

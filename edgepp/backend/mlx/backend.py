@@ -20,7 +20,7 @@ from edgepp.backend.mlx.rank_layers import reduce_halves
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.backend.mlx.weights import load_part
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.shape import refuse_unused_tensors
 from edgepp.model.weights.checkpoint import Checkpoint, is_of_head, layer_of
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint

@@ -6,7 +6,7 @@ import mlx.core as mx
 import psutil
 
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 _MIB = 1 << 20
 

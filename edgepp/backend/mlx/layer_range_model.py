@@ -12,7 +12,7 @@ from edgepp.backend.mlx.batch_kv_cache import BatchGroup
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap, damaged_weights, unsupported_family
 from edgepp.backend.mlx.kv_cache import KV_BITS_HINT, QuantisedKV, SequenceCache
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.printable import one_line
 
 _LAYERS_AT_ONCE = 4

@@ -19,7 +19,7 @@ from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
 from edgepp.backend.mlx.layer_range_model import LayerRangeModel
 from edgepp.backend.step_checks import caches_of, check_fork, check_room, check_rows
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 _CHUNKS = {"cpu": 64, "metal": 512, "cuda": 1024}

@@ -24,7 +24,7 @@ from edgepp.backend.mlx.float32_layers import is_half, is_promoted_in_use, widen
 from edgepp.backend.mlx.joined_rows import join_rows
 from edgepp.backend.mlx.rank_layers import part_of
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.safetensors_header import wrong_dtype

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.config.model_config import PLAIN, ModelConfig
 from edgepp.model.shape import refuse_unused_tensors, shape_from_config
 from edgepp.model.weights.checkpoint import Array, Checkpoint

@@ -11,7 +11,7 @@ from edgepp.backend.onnx.architecture import read_architecture
 from edgepp.backend.onnx.embedding_and_head import OnnxEmbeddingAndHead, OnnxHead
 from edgepp.backend.onnx.stage import OnnxStage
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 

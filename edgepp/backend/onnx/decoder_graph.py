@@ -16,7 +16,7 @@ from onnx import TensorProto
 from edgepp.backend.onnx.architecture import Architecture
 from edgepp.backend.onnx.graph_builder import NOTHING, GraphBuilder, Value
 from edgepp.backend.onnx.kv_scales import scales
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 
 class DecoderGraph:

@@ -16,7 +16,7 @@ from edgepp.backend.onnx.bound_session import BoundLanes, RopeTables, bind_input
 from edgepp.backend.onnx.decoder_graph import DecoderGraph
 from edgepp.backend.onnx.graph_builder import GraphBuilder
 from edgepp.backend.onnx.kv_arena import LANES, Arena
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 

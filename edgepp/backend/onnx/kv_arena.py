@@ -17,7 +17,7 @@ import numpy as np
 
 from edgepp.backend.kv_layout import KvLayout
 from edgepp.backend.onnx.architecture import Architecture
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 
 LANES = 32

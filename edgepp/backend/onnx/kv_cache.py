@@ -10,7 +10,7 @@ import numpy as np
 
 from edgepp.backend.base import KvChunk
 from edgepp.backend.onnx.kv_arena import Arena, CacheShape
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 FIRST_POSITIONS = 1024
 """Positions of the shortest lanes; a sequence that outgrows its lane moves to a longer one."""

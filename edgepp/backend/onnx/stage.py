@@ -19,7 +19,7 @@ from edgepp.backend.onnx.kv_arena import Arena, CacheShape
 from edgepp.backend.onnx.kv_cache import CachedSequence, LaneAllocator
 from edgepp.backend.step_checks import caches_of, check_fork, check_room, check_rows
 from edgepp.errors import ModelError, StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 

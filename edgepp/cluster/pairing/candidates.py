@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
+from edgepp.backoff import doubled_s
 from edgepp.cluster.pairing.protocol import Channel, Seal, Spake
-from edgepp.doubled_wait import doubled_s
 from edgepp.wire.address import Address
 
 MAX_CONNECTIONS = 96

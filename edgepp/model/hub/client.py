@@ -19,7 +19,7 @@ from huggingface_hub import get_token, hf_hub_url
 from edgepp.errors import ModelError
 from edgepp.model.bounded_files import parse_object
 from edgepp.model.catalogue.source import is_commit
-from edgepp.model.hub.http import (
+from edgepp.model.hub.http_client import (
     CHECK_ENDPOINT,
     STALL_BYTES,
     TRY_AGAIN,

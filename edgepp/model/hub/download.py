@@ -14,7 +14,7 @@ from edgepp.model.cache import Progress, cannot_write, check_space, locked
 from edgepp.model.catalogue.cards import Card
 from edgepp.model.catalogue.source import HubRepository
 from edgepp.model.hub.client import HubClient
-from edgepp.model.hub.http import HubUnreachable
+from edgepp.model.hub.http_client import HubUnreachable
 from edgepp.model.hub.snapshot import Snapshot, find_on_disk, recorded_snapshot, repository_folder
 from edgepp.model.weights.byte_ranges import Range, cut, total
 from edgepp.model.weights.checkpoint import Checkpoint

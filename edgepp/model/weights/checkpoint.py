@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.bounded_files import open_regular, read_object
 from edgepp.model.config.mlx_only import canonical, has_head
 from edgepp.model.config.model_config import ModelConfig

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import is_of_head, layer_of
 from edgepp.model.weights.partial_file import PartialFile
 from edgepp.model.weights.weight_files import INDEX, read_index, unindexed

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.tensor_shares import TensorShare
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.bounded_files import open_regular, unreadable
 from edgepp.model.weights.checkpoint import Checkpoint, layer_of
 from edgepp.model.weights.safetensors_header import TensorPlace

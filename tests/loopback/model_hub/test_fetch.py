@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.fetch import fetch, find_local, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download

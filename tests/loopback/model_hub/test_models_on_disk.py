@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from edgepp.errors import ModelError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.cache import locked, own_entry
 from edgepp.model.catalogue.source import HubRepository, resolve
 from edgepp.model.fetch import describe, fetch, find_local, is_cached
-from edgepp.model.hub.http import HubUnreachable
+from edgepp.model.hub.http_client import HubUnreachable
 from edgepp.model.hub.snapshot import repository_folder
 from edgepp.model.random_checkpoint import make_checkpoint
 from edgepp.model.remove import remove
@@ -220,7 +220,7 @@ def test_a_card_is_described_without_a_download() -> None:
 
 def test_processes_that_fetch_at_once_do_not_harm_each_other(hub: FakeHub, single: Path) -> None:
     script = (
-        "import sys; from edgepp.layers import LayerRange; from edgepp.model.fetch import ModelParts, fetch; "
+        "import sys; from edgepp.layer_range import LayerRange; from edgepp.model.fetch import ModelParts, fetch; "
         "print(fetch('org/model', ModelParts(LayerRange.parse(sys.argv[1]))))"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0"}

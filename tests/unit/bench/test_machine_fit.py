@@ -9,8 +9,8 @@ import pytest
 
 from bench.toolkit.machine_fit import Calibration, TimedSteps, coordinator_machine
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
-from edgepp.placement.types import ModelSize
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import ModelSize
 from edgepp.plan.machines import Machine, Model, Stage, Workload
 from edgepp.plan.predict import predict
 

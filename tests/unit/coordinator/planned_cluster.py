@@ -7,7 +7,7 @@ from typing import Any
 from edgepp.cluster.membership import Membership
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.planner import Planner
-from edgepp.placement.types import ModelSize, PlacementRequest
+from edgepp.placement.values import ModelSize, PlacementRequest
 from edgepp.wire.messages.nodes import Load, Loaded, NotLoaded, Unload
 from tests.builders.members import facts
 

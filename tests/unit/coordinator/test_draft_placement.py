@@ -10,7 +10,7 @@ from edgepp.coordinator.failure_backoff import MAX_FAILURES
 from edgepp.coordinator.load_orders import Order
 from edgepp.coordinator.load_tracker import REORDER_S, STALLED_S
 from edgepp.coordinator.stage_hosts import StageHosts
-from edgepp.placement.types import ModelSize, PlacementRequest
+from edgepp.placement.values import ModelSize, PlacementRequest
 from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Unload
 from tests.builders.members import facts
 

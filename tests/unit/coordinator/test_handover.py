@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from edgepp.coordinator.handover import Handover, RunningStage
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.wire.messages.nodes import Load, Retire, Unload, Warm
 
 FIRST = [RunningStage("a", 0, 7, LayerRange(0, 10)), RunningStage("b", 0, 7, LayerRange(10, 30))]

@@ -21,7 +21,7 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.timing import StageTimes, Timing
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.text.conversation import Conversation
 from tests.builders.stages import stage_info
 

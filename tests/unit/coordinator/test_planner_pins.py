@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.coordinator.assignments import node_assignments
-from edgepp.layers import LayerRange
-from edgepp.placement.types import Policy
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import Policy
 from edgepp.wire.messages.nodes import Load
 from tests.builders.properties import examples
 from tests.unit.coordinator.planned_cluster import AIR, HERE, MINI, Cluster

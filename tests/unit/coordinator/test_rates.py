@@ -12,7 +12,7 @@ from edgepp.coordinator.recent_events import MAX_EVENTS, RecentEvents
 from edgepp.engine.ring import StageInfo, StageStats
 from edgepp.engine.step_totals import StepTotals
 from edgepp.events import NodeChanged
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 
 def stage(index: int, hop_s: float, back_s: float = 0.0) -> StageInfo:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from edgepp.coordinator.rank_loads import RankMeetings
 from edgepp.coordinator.stage_losses import StageLosses
 from edgepp.model.tensor_shares import TensorUnits
-from edgepp.placement.types import LinkSpeed, SharedLayer
+from edgepp.placement.values import LinkSpeed, SharedLayer
 from edgepp.wire.messages.nodes import Load, NotLoaded
 from edgepp.wire.messages.rank_meetings import RankAt, RankListens
 from tests.unit.coordinator.planned_cluster import AIR, HERE, MINI, SIZE, Cluster

@@ -11,7 +11,7 @@ from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rank_loads import nodes_of
 from edgepp.coordinator.sum_measurements import FIRST_RETRY_S, MEASURE_S, SumMeasurements
 from edgepp.model.catalogue.cards import find
-from edgepp.placement.types import ModelSize, PlacementRequest
+from edgepp.placement.values import ModelSize, PlacementRequest
 from edgepp.wire.messages.rank_meetings import MeasureSum, RankAt, RankListens, SumMeasured
 from tests.unit.coordinator.planned_cluster import HERE, MINI, Cluster
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.engine.rebuild_plan import Holding, Move, Rebuild, Refill, plan_rebuild
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 THIRDS = (LayerRange(0, 10), LayerRange(10, 20), LayerRange(20, 30))
 HALVES = (LayerRange(0, 15), LayerRange(15, 30))

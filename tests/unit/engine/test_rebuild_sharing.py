@@ -6,7 +6,7 @@ import numpy as np
 
 from edgepp.engine.rebuild_plan import Holding, Rebuild, Refill
 from edgepp.engine.rebuild_sharing import MIN_SHARED_POSITIONS, NOT_SHARED, SharedStart, SharedStarts
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 PROMPT = list(range(MIN_SHARED_POSITIONS))
 MIDDLE = (Refill(1, 1),)

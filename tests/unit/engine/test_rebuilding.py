@@ -14,7 +14,7 @@ from edgepp.engine.rebuilding import Rebuilding
 from edgepp.engine.ring import Failed, SequenceRebuilt
 from edgepp.engine.suspended_sequences import SuspendedSequence
 from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 
 CHUNK = 40
 PROMPT = list(range(100, 200))

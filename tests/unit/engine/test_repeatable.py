@@ -17,7 +17,7 @@ from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.scheduler import MIN_ROWS
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.properties import examples

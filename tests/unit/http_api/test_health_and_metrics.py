@@ -16,7 +16,7 @@ from edgepp.coordinator.ended_answer import EndedAnswer
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.timing import Recovery, StageTimes, Timing
 from edgepp.http_api import health, metrics
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from tests.builders.scripted_service import ScriptedService
 
 LOADING = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgepp.errors import ModelError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Checkpoint, layer_of

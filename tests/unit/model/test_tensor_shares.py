@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.errors import UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.config.quantisation import Quantisation, Quantisations
 from edgepp.model.config.rope import RopeConfig

@@ -10,7 +10,7 @@ import pytest
 
 from edgepp.engine.same_weights import Holder, PipelineWeights
 from edgepp.errors import ModelError, PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.safetensors_header import PARTIAL_SUFFIX
 from edgepp.model.weights.weight_digests import ABSENT, SAMPLE_BYTES, differing, weight_digests

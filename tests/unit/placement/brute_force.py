@@ -7,9 +7,9 @@ from itertools import combinations, pairwise, permutations
 
 from hypothesis import strategies as st
 
-from edgepp.layers import LayerRange, check_tiling
+from edgepp.layer_range import LayerRange, check_tiling
 from edgepp.placement.costs import memory_needed
-from edgepp.placement.types import LinkSpeed, ModelSize, PlacementRequest, Plan, Policy, StageHost
+from edgepp.placement.values import LinkSpeed, ModelSize, PlacementRequest, Plan, Policy, StageHost
 
 MB = 1_000_000
 POLICIES: tuple[Policy, ...] = ("memory", "speed", "throughput")

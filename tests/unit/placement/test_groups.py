@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import find
 from edgepp.placement.costs import decode_step_s, max_layers
 from edgepp.placement.group_search import GROUP_GAIN, with_groups
 from edgepp.placement.groups import Part, fractions, group_id, host_called, make_group, parts_of
 from edgepp.placement.place import place
-from edgepp.placement.types import LinkSpeed, ModelSize, PlacementRequest, StageHost
+from edgepp.placement.values import LinkSpeed, ModelSize, PlacementRequest, StageHost
 
 SIZE = ModelSize.of(find("llama-3.2-1b-4bit"))
 SPEED = PlacementRequest(SIZE, 2048, 1, "speed")

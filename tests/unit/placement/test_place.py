@@ -9,11 +9,11 @@ from itertools import combinations
 import pytest
 
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import find
 from edgepp.placement.costs import decode_step_s, memory_needed, slowest_stage_s
 from edgepp.placement.place import place, replace
-from edgepp.placement.types import LinkSpeed, ModelSize, PlacementRequest, Policy, StageHost
+from edgepp.placement.values import LinkSpeed, ModelSize, PlacementRequest, Policy, StageHost
 from tests.unit.placement.brute_force import LINKS, MB, POLICIES, check, counts, host, request
 
 

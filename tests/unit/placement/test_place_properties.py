@@ -12,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.costs import decode_step_s, memory_needed, plan_cost_s
 from edgepp.placement.place import place, replace
-from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
+from edgepp.placement.values import LinkSpeed, PlacementRequest, Plan, StageHost
 from tests.builders.properties import examples
 from tests.unit.placement.brute_force import MB, NODES, check, clusters, cost_of, every_plan, host, size
 

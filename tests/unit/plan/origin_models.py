@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgepp.model.catalogue.cards import Shape, find
-from edgepp.placement.types import ModelSize
+from edgepp.placement.values import ModelSize
 from edgepp.plan import hardware, roofline
 from edgepp.plan.chip_slices import read_slices
 

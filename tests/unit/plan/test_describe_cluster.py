@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.errors import UsageError
-from edgepp.layers import LayerRange
-from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import UNKNOWN_LINK, LinkSpeed
 from edgepp.plan import describe_cluster as describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU
 from edgepp.plan.quantities import format_link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from edgepp.errors import PlanError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import find
-from edgepp.placement.types import LinkSpeed
+from edgepp.placement.values import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.describe_cluster import cluster_of, parse_named_link, parse_node, read_nodes
 from edgepp.plan.forecast import Forecast, forecast

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from edgepp.errors import EdgeppError, RemoteProtocolError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.placement.costs import memory_needed
-from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed, ModelSize
+from edgepp.placement.values import UNKNOWN_LINK, LinkSpeed, ModelSize
 from edgepp.plan.live_cluster import from_status
 from edgepp.plan.machines import Model, Stage, Workload, shared_machine
 from edgepp.plan.predict import predict

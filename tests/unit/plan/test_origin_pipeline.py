@@ -9,8 +9,8 @@ import dataclasses
 
 import pytest
 
-from edgepp.layers import split_evenly
-from edgepp.placement.types import LinkSpeed, Plan
+from edgepp.layer_range import split_evenly
+from edgepp.placement.values import LinkSpeed, Plan
 from edgepp.plan.advice import Need, needs
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.layout import ClusterQuestion, Layout

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import find
-from edgepp.placement.types import LinkSpeed
+from edgepp.placement.values import LinkSpeed
 from edgepp.plan.costs import Costs
 from edgepp.plan.machines import MEASURED, Efficiency, Machine, Model, Stage, Workload
 from edgepp.plan.predict import Decode, predict

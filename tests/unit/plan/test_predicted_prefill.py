@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from edgepp.engine.chunk_sizer import ChunkSizer
-from edgepp.layers import split_evenly
-from edgepp.placement.types import LinkSpeed
+from edgepp.layer_range import split_evenly
+from edgepp.placement.values import LinkSpeed
 from edgepp.plan.machines import Stage, Workload
 from edgepp.plan.predict import predict
 from tests.builders.stages import stage_info

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.errors import PlanError, UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import catalogue as cards
-from edgepp.placement.types import ModelSize
+from edgepp.placement.values import ModelSize
 from edgepp.plan import hardware, roofline
 from edgepp.plan.chip_slices import SliceModel, fastest_steps, read_precision, read_slices, smallest_slice
 from edgepp.plan.costs import Costs

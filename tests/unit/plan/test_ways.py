@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgepp.placement.types import LinkSpeed
+from edgepp.placement.values import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.forecast import forecast
 from edgepp.plan.json_report import forecast_dict

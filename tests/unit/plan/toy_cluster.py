@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgepp.layers import split_evenly
-from edgepp.placement.types import LinkSpeed, ModelSize
+from edgepp.layer_range import split_evenly
+from edgepp.placement.values import LinkSpeed, ModelSize
 from edgepp.plan.machines import Efficiency, Machine, Model, Stage
 
 near = pytest.approx

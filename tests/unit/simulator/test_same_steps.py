@@ -23,7 +23,7 @@ from edgepp.engine.ring import Returned, RingEvent, Send, SendBatch, StageStats
 from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
 from edgepp.engine.speculation import GuessPlan, SpeculationControl
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 from edgepp.simulator.costs import CoordinatorCost, LinkCost, Replica, StageCost
 from edgepp.simulator.job import Job, guessed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgepp.errors import RemoteProtocolError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_pieces import CachePiece, data_of
 from edgepp.stage_process.paced_link import PacedLink

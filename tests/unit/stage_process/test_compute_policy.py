@@ -8,7 +8,7 @@ import pytest
 
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.errors import UsageError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process import compute_policy
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageConfig, StageSettings

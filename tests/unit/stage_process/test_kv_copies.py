@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edgepp.errors import RemoteProtocolError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.stage_process.kv_copies import MAX_FRAMES, PIECE_OVERHEAD_BYTES, KvCopies
 from edgepp.stage_process.kv_pieces import CachePiece, Cut
 from edgepp.stage_process.sequence_state import Key

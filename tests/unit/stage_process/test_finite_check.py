@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from edgepp.stage_process.finite import all_finite
+from edgepp.stage_process.finite_check import all_finite
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgepp.doubled_wait import doubled_s
+from edgepp.backoff import doubled_s
 
 
 @pytest.mark.parametrize(("doublings", "wait_s"), [(0, 0.5), (1, 1.0), (3, 4.0), (5, 10.0), (100_000, 10.0)])

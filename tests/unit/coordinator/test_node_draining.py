@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgepp.coordinator.assignments import node_assignments
-from edgepp.coordinator.drains import Drains
+from edgepp.coordinator.node_draining import Drains
 from edgepp.errors import UsageError
 from edgepp.wire.message_codec import decode
 from edgepp.wire.messages import Message

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.errors import PlanError, UsageError
-from edgepp.layers import LayerRange, check_tiling, split_evenly
+from edgepp.layer_range import LayerRange, check_tiling, split_evenly
 
 
 @given(st.integers(1, 200), st.data())

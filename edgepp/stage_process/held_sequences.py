@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.wire.field_types import HeldKind
 from edgepp.wire.messages.recovery import Held
 

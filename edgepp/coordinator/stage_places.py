@@ -8,8 +8,8 @@ from typing import NamedTuple
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.load_tracker import host_id, split_host_id
 from edgepp.coordinator.rank_loads import part_ids
-from edgepp.layers import LayerRange
-from edgepp.placement.types import Plan
+from edgepp.layer_range import LayerRange
+from edgepp.placement.values import Plan
 from edgepp.wire.messages.nodes import Loaded
 
 

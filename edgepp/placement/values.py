@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgepp.errors import PlanError
-from edgepp.layers import LayerRange
+from edgepp.layer_range import LayerRange
 from edgepp.model.catalogue.cards import Shape, token_flops
 from edgepp.model.config.model_config import PLAIN
 from edgepp.model.tensor_shares import TensorUnits, quantised_unit

@@ -13,8 +13,8 @@ from zeroconf import Zeroconf
 from edgepp.cluster.discovery import mdns_responder
 from edgepp.cluster.discovery.mdns import Announcer
 from edgepp.cluster.identity import Identity, load_identity, new_cluster, node_id
-from edgepp.coordinator import duplicate_search
-from edgepp.coordinator.duplicate_search import DuplicateSearch
+from edgepp.coordinator import duplicate_coordinator
+from edgepp.coordinator.duplicate_coordinator import DuplicateSearch
 from edgepp.errors import UsageError
 from edgepp.wire.address import Address
 from edgepp.wire.message_codec import encode, encode_payload
@@ -62,8 +62,8 @@ def nobody(_identity: Identity) -> Iterator[int]:
 @pytest.mark.parametrize("who", ["a copy", "another key", "nobody"])
 def test_only_a_proof_of_the_key_is_a_copy(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.setattr(mdns_responder, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
-    monkeypatch.setattr(duplicate_search, "_DISCOVER_S", PATIENCE_S)  # the search ends once the announcement is heard
-    monkeypatch.setattr(duplicate_search, "_CONNECT_S", PATIENCE_S if who == "a copy" else 1.0)
+    monkeypatch.setattr(duplicate_coordinator, "_DISCOVER_S", PATIENCE_S)  # it ends once the announcement is heard
+    monkeypatch.setattr(duplicate_coordinator, "_CONNECT_S", PATIENCE_S if who == "a copy" else 1.0)
     own = load_identity()
     cluster = new_cluster(own)
     keys = KeyPair.generate()
@@ -84,6 +84,6 @@ def test_only_a_proof_of_the_key_is_a_copy(monkeypatch: pytest.MonkeyPatch, who:
 
 def test_a_search_that_is_given_up_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mdns_responder, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
-    monkeypatch.setattr(duplicate_search, "_DISCOVER_S", 10 * PATIENCE_S)  # the test would run into its limit
+    monkeypatch.setattr(duplicate_coordinator, "_DISCOVER_S", 10 * PATIENCE_S)  # the test would run into its limit
     own = load_identity()
     DuplicateSearch(own, new_cluster(own)).close()
