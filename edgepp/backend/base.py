@@ -1,7 +1,7 @@
 """The parts of a model that a backend computes: decoder layers for a stage, embedding and head for the coordinator.
 
 A backend handles tensors and KV caches, and no sockets, peers or requests. All methods of an object are called in the
-thread that created the object, unless it says ``any_thread``.
+thread that created the object, unless the object says ``any_thread``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BackendOptions:
 
 
 class SequenceFault(StageFault):
-    """A step that the given ``sequences`` cannot take; nothing was computed, and other sequences may be retried."""
+    """Fault of ``sequences`` that cannot take a step; nothing was computed, and other sequences may be retried."""
 
     def __init__(self, message: str, sequences: tuple[int, ...], hint: str = "") -> None:
         super().__init__(message, hint)
@@ -64,7 +64,7 @@ class StageModel(Protocol):
     layers: LayerRange
     hidden_size: int
     dtype: str
-    """Dtype of the returned hidden states: ``float32``, ``float16`` or ``bfloat16``. Inputs may have any of these."""
+    """Dtype of the returned hidden states: ``float32``, ``float16`` or ``bfloat16``; inputs may have any of them."""
     chunk: int
     """Tokens per prefill chunk with which this backend is efficient."""
     device: str
@@ -143,7 +143,7 @@ class StageModel(Protocol):
         """
 
     def export_kv(self, sequence: int, layers: LayerRange, start: int, stop: int) -> Sequence[KvChunk]:
-        """Copy the keys and values of a sequence in ``layers``, some of the stage's, at positions [start, stop).
+        """Copy the keys and values of a sequence at positions [start, stop) in ``layers`` of the stage.
 
         The chunks are bytes in order, cut anywhere: for each layer the keys and then the values, each (heads, stop -
         start, width). Nothing of the stage is shared or changed, so that steps under way are not affected.
@@ -163,14 +163,15 @@ class StageModel(Protocol):
         Raises:
             SequenceFault: the sequence is unknown.
             StageFault: ``kv_layout`` is empty, the stage lacks the layers, the positions do not fit the capacity or
-                leave a gap, or the number of bytes is another: then nothing was written. Or memory is short: the
-                sequence may then be unknown.
+                leave a gap, or the number of bytes is wrong, and nothing was written; or memory is short, and the
+                sequence may be unknown.
         """
 
     def set_length(self, sequence: int, length: int) -> None:
-        """Let a sequence hold ``length`` positions, where all layers hold or imported as many; fewer truncate it.
+        """Make ``length`` the number of positions of a sequence; all layers hold or have imported as many.
 
-        What the sequence computes then is, bit for bit, what the sequence that was exported would compute alone.
+        A smaller number truncates the sequence. The numbers that the sequence computes afterwards are, bit for bit,
+        those that the exported sequence would compute alone.
 
         Raises:
             SequenceFault: the sequence is unknown.
@@ -207,7 +208,7 @@ class EmbeddingAndHead(Protocol):
     vocabulary: int
     """Number of token ids V; ids are from 0 to V - 1."""
     any_thread: bool
-    """Whether any thread may call the methods, several at the same time; else only the one that made the object."""
+    """Whether any thread may call the methods, several at the same time; else only the thread that made the object."""
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
         """Hidden states (T, D) of T token ids, the first of which is at ``position``, needed where ``positional``.
@@ -219,7 +220,7 @@ class EmbeddingAndHead(Protocol):
     def logits(self, hidden: Array) -> Array:
         """Float32 logits (T, V) of the hidden states (T, D) of the last layer.
 
-        On a GPU they may stay there: what returns then looks like an array and yields a ``RowLogits`` per row.
+        On a GPU the logits may stay there: the result then looks like an array and yields a ``RowLogits`` per row.
 
         Raises:
             StageFault: the hidden states do not fit the model, or the computation failed.

@@ -1,8 +1,8 @@
 """The likeliest tokens of rows of logits, for requests that need no other tokens; parts of a vocabulary are merged.
 
 Candidates of R rows are one float32 array (R, 1 + 2 * K): for each row the log-sum-exp of its logits, the K largest
-logits in falling order, equal ones by token id, and the K token ids, whose 32 bits are stored in place of a number.
-Where there are fewer than K tokens, the remaining logits are minus infinity.
+logits in falling order, equal ones by token id, and the K token ids, each stored as the 32 bits of an int32. Where
+there are fewer than K tokens, the remaining logits are minus infinity.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from edgepp.model.weights.checkpoint import Array
 
 
 def width_of(count: int) -> int:
-    """Columns of ``count`` candidates per row."""
+    """Number of columns of an array with ``count`` candidates per row."""
     return 1 + 2 * count
 
 
 def candidates_of(logits: Array, first: int, count: int) -> Array:
-    """The ``count`` likeliest tokens of each row of float32 ``logits`` (R, V) of the token ids from ``first`` on.
+    """Candidates, float32 (R, 1 + 2 * count), of float32 ``logits`` (R, V) of the V token ids from ``first`` on.
 
-    A row with a logit that is not a number or plus infinity has a largest logit that is neither.
+    If the largest logit of a row is NaN or infinite, it is the only logit among the candidates of the row.
     """
     found = _empty(len(logits), count)
     for row, out in zip(logits, found, strict=True):
@@ -35,7 +35,7 @@ def candidates_of(logits: Array, first: int, count: int) -> Array:
             ids = np.array([row.argmax()])
         else:
             few = min(count, len(row))
-            # All that are as large as the last one: which of equal tokens ``argpartition`` takes is not defined.
+            # All tokens with the last of these logits or a larger one: ``argpartition`` takes any of equal tokens.
             ids = np.flatnonzero(row >= np.partition(row, len(row) - few)[len(row) - few])
         out[0] = top + np.log(np.exp(row - top).sum())
         _write(out, row[ids], ids + first, count)
@@ -43,7 +43,10 @@ def candidates_of(logits: Array, first: int, count: int) -> Array:
 
 
 def merged(parts: Sequence[Array], count: int) -> Array:
-    """Candidates of whole rows, from the candidates of all parts of the vocabulary in the order of their token ids."""
+    """Candidates of whole rows, float32 (R, 1 + 2 * count), merged from those of all parts of the vocabulary.
+
+    ``parts`` are arrays of the same shape, in the order of their token ids.
+    """
     found = _empty(len(parts[0]), count)
     for row, out in enumerate(found):
         sums = np.array([part[row, 0] for part in parts], np.float64)
@@ -80,7 +83,7 @@ class CandidateRow:
     """The likeliest of V tokens; implements ``RowLogits`` for callers that need only the largest logits."""
 
     def __init__(self, row: Array, vocabulary: int) -> None:
-        """``row`` is one row of candidates.
+        """``row`` (1 + 2 * K,) is one row of candidates, and ``vocabulary`` the number V of token ids.
 
         Raises:
             StageFault: a candidate is not a token id.

@@ -22,8 +22,9 @@ class KvLayout:
     numbers: str
     """Dtype or bits, such as ``float32``; empty where nothing can be exported."""
     keys: tuple[int, int]
-    """Heads, and width of each."""
+    """Number of heads of the keys, and width of a head."""
     values: tuple[int, int]
+    """Number of heads of the values, and width of a head."""
     head_bytes: tuple[int, ...] = ()
     """Bytes per head and position of each array of a layer: arrays of the keys, then as many of the values."""
 
@@ -53,7 +54,10 @@ NO_LAYOUT = KvLayout("", (0, 0), (0, 0))
 def join_heads(
     layout: KvLayout, heads: Sequence[int], parts: Sequence[bytes | memoryview], layers: int, positions: int
 ) -> bytes:
-    """The piece made of ``parts`` in rank order, part i with ``heads[i]`` heads; ``layout`` is that of any rank."""
+    """The piece of ``layers`` layers and ``positions`` positions made of ``parts``, which are in rank order.
+
+    Part i has ``heads[i]`` heads; ``layout`` is the layout of any rank.
+    """
     views = [memoryview(part) for part in parts]
     return b"".join([views[rank][span] for rank, span in _head_spans(layout, heads, layers, positions)])
 
@@ -61,7 +65,10 @@ def join_heads(
 def split_heads(
     layout: KvLayout, heads: Sequence[int], piece: bytes | memoryview, layers: int, positions: int
 ) -> list[bytes]:
-    """The parts of a ``piece`` in rank order, part i with ``heads[i]`` heads; the inverse of ``join_heads``."""
+    """The parts, in rank order, of a ``piece`` of ``layers`` layers and ``positions`` positions.
+
+    Part i has ``heads[i]`` heads; ``layout`` is the layout of any rank. The inverse of ``join_heads``.
+    """
     view, taken = memoryview(piece), 0
     parts: list[list[memoryview]] = [[] for _ in heads]
     for rank, span in _head_spans(layout, heads, layers, positions):
@@ -72,7 +79,7 @@ def split_heads(
 
 
 def _head_spans(layout: KvLayout, heads: Sequence[int], layers: int, positions: int) -> Iterator[tuple[int, slice]]:
-    """Rank, and range of the bytes in its part, of each run of bytes of a whole piece, in the order of the piece."""
+    """Rank, and range of bytes in the part of the rank, of each run of bytes of a whole piece, in order."""
     taken = [0] * len(heads)
     for _ in range(layers):
         for head_bytes in layout.head_bytes:

@@ -1,4 +1,4 @@
-"""Keys and values of a sequence as bytes, between stages: the checks that both backends share; see ``kv_layout``."""
+"""Checks of keys and values that stages send each other as bytes, for both backends; ``kv_layout`` has the layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgepp.layer_range import LayerRange
 
 
 class KvImports:
-    """Positions up to which imports have filled each layer of each sequence, beyond the positions that it holds."""
+    """Positions up to which imports have filled each layer of each sequence, beyond those that the sequence holds."""
 
     def __init__(self, own: LayerRange, layout: KvLayout) -> None:
         """``own`` are the layers of the stage."""
@@ -35,7 +35,7 @@ class KvImports:
 
         Raises:
             StageFault: the caches cannot be imported, the stage lacks the layers, the positions are beyond the
-                ``capacity`` or leave a gap behind those that a layer has, or the number of bytes is another.
+                ``capacity`` or leave a gap behind the positions of a layer, or ``num_bytes`` is wrong.
         """
         check_piece(self._own, self.layout, layers, span.start, span.stop)
         check_size(self.layout, layers, span, num_bytes)
@@ -62,11 +62,11 @@ class KvImports:
             raise StageFault(f"layers {self._own} have keys and values of {least} positions, not of {length}")
 
     def farthest(self, sequence: int) -> int:
-        """Positions of the layer that imports have filled farthest, 0 if none was imported."""
+        """Number of positions of the layer that imports have filled farthest; 0 without imports."""
         return max(self._of(sequence, self._own))
 
     def forget(self, *sequences: int) -> None:
-        """Forget imports of sequences that compute, change or end: positions beyond ``set_length`` are lost."""
+        """Forget the imports of ``sequences`` that compute, change or end: positions beyond their length are lost."""
         if self._filled:
             for sequence in sequences:
                 self._filled.pop(sequence, None)
@@ -94,7 +94,7 @@ def check_size(layout: KvLayout, layers: LayerRange, span: range, num_bytes: int
     """Check that the positions ``span`` of ``layers`` take ``num_bytes`` bytes.
 
     Raises:
-        StageFault: they take another number of bytes.
+        StageFault: the positions take another number of bytes.
     """
     expected = len(layers) * len(span) * layout.layer_bytes
     if num_bytes != expected:

@@ -49,6 +49,7 @@ class Backend(Protocol):
     """A library that computes models, as a loader of parts of a checkpoint."""
 
     name: str
+    """Name of the backend in options and messages."""
 
     def load_stage(
         self,
@@ -71,7 +72,7 @@ class Backend(Protocol):
         reduction: Reduction,
         progress: Progress | None = None,
     ) -> RankModel:
-        """Load one rank's part of decoder layers ``layers``; the model returns what all ranks compute together.
+        """Load one rank's part of decoder layers ``layers``; the model returns the hidden states of the whole stage.
 
         All ranks call the same methods with the same arguments in the same order. Sums over ranks are rounded
         differently from those of a stage of one process.
@@ -90,7 +91,7 @@ class Backend(Protocol):
     def load_whole(
         self, checkpoint: Checkpoint, options: BackendOptions, progress: Progress | None = None
     ) -> tuple[StageModel, EmbeddingAndHead]:
-        """Load all of the checkpoint for one process; what passes between the two parts is theirs alone.
+        """Load all of the checkpoint for one process; the arrays that its two parts exchange may have any form.
 
         Raises:
             ModelError: the checkpoint lacks tensors, or this backend cannot run the family.
@@ -101,7 +102,7 @@ class Backend(Protocol):
     ) -> EmbeddingAndHead:
         """Load embedding, final norm and head of the checkpoint and nothing else.
 
-        ``head_later``: leave the head until ``logits`` is first called, as the last stage of the pipeline computes it.
+        ``head_later``: load the head when ``logits`` is first called, for a pipeline whose last stage has a head.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.

@@ -15,7 +15,7 @@ def check_rows(sequences: Sequence[int], hidden: Array, width: int) -> None:
     """Check that a decode step has distinct ``sequences`` and one row of ``hidden`` (B, D) for each; D is ``width``.
 
     Raises:
-        StageFault: the shape is another, or a sequence occurs twice.
+        StageFault: ``hidden`` has another shape, or a sequence occurs twice.
     """
     if not len(sequences) or hidden.shape != (len(sequences), width):
         raise StageFault(f"hidden states of shape {hidden.shape} are not ({len(sequences)}, {width})")
@@ -27,7 +27,7 @@ Cache = TypeVar("Cache")
 
 
 def caches_of(sequences: Sequence[int], held: Mapping[int, Cache], layers: LayerRange) -> list[Cache]:
-    """The caches of ``sequences`` among those that ``layers`` hold.
+    """The caches of ``sequences``, in their order, from ``held``, the caches of a stage of ``layers`` by sequence.
 
     Raises:
         SequenceFault: some sequences are unknown; the fault names them.

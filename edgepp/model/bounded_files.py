@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
 """Name patterns of the files that libraries open when they read a tokenizer."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""The first bytes of a file that Git LFS has not fetched."""
+"""First bytes of the pointer in place of a file that Git LFS has not fetched."""
 _MAX_POINTER_BYTES = 1024
 _MAX_DEPTH = 64
 _PULL_HINT = "delete it and pull the model again"
@@ -74,7 +74,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelError: ``path`` is not a regular file, is larger, or cannot be read.
+        ModelError: ``path`` is not a regular file, has more than ``max_bytes`` bytes, or cannot be read.
     """
     try:
         with files.open_regular(path) as stream:
@@ -107,7 +107,7 @@ def parse_object(data: bytes, *, strict: bool = False) -> dict[str, Any]:
         ValueError: ``data`` is not JSON, not a JSON object, mostly brackets, or nested too deeply.
     """
     if len(data) > MIB and data.count(b"[") + data.count(b"{") > len(data) // 16:
-        raise ValueError("it is mostly brackets")  # whose Python objects would take 30 times the bytes of the file
+        raise ValueError("it is mostly brackets")  # Python objects of brackets take 30 times the bytes of the file
     try:
         value = json.loads(data, object_pairs_hook=_without_duplicates if strict else None)
     except RecursionError:

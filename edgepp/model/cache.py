@@ -51,8 +51,8 @@ def locked(path: Path, on_progress: Progress | None = None) -> Iterator[None]:
 def own_entry(folder: Path, name: str) -> Path:
     """The path in ``folder`` that belongs to ``name`` alone, which may not exist yet.
 
-    Where the file system takes upper and lower case for the same, as a Mac's does, and the entry is there under another
-    spelling, it belongs to that spelling: the path of ``name`` then ends in a digest.
+    A file system such as a Mac's takes upper and lower case for the same. If ``folder`` has an entry that differs from
+    ``name`` only in case, the entry belongs to the other name, and the path of ``name`` ends in a digest.
     """
     path, apart = folder / name, folder / f"{name}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return apart if apart.exists() or (path.exists() and name not in _spellings(folder)) else path
@@ -64,7 +64,7 @@ def has_entry(folder: Path, name: str) -> bool:
 
 
 def _spellings(folder: Path) -> list[str]:
-    """The names in a folder as they were written; none where it cannot be read."""
+    """The names in ``folder`` as they were written; an empty list where the folder cannot be read."""
     try:
         return [entry.name for entry in folder.iterdir()]
     except OSError:

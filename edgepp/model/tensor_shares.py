@@ -19,6 +19,7 @@ from edgepp.model.config.model_config import ModelConfig
 MAX_RANKS = 16
 """Limit of the number of ranks of a stage."""
 MAX_WEIGHT = 1000
+"""Limit of the weight of a rank, which is its share in proportion to the weights of all ranks."""
 
 _IDS = 64
 """Token ids at whose multiples the output head is cut: kernels compute so many or fewer columns together, and a column
@@ -52,6 +53,7 @@ class TensorUnits:
     """Heads that stay together, since a quantisation group of ``o_proj`` spans them."""
     ffn: int
     ffn_unit: int
+    """Columns that stay together: whole quantisation groups of ``down_proj``, and whole 32-bit words if possible."""
 
     @classmethod
     def of(cls, kv_heads: int, head_columns: int, ffn: int, group: int, ffn_group: int) -> TensorUnits:
@@ -89,7 +91,7 @@ def parse_weights(text: str) -> tuple[int, ...]:
     """Weights of the ranks: ``2`` for two equal ranks, ``5:3`` for two ranks that share as 5 to 3.
 
     Raises:
-        UsageError: the text is neither.
+        UsageError: the text has another form, or gives too many ranks or a weight out of range.
     """
     if re.fullmatch(r"[0-9]{1,4}", text):
         return check_weights((1,) * min(int(text), MAX_RANKS + 1))
@@ -115,11 +117,11 @@ def share_out(model: ModelConfig, weights: Sequence[int]) -> tuple[TensorShare, 
     """The shares of ranks that work in proportion to ``weights``, in rank order; together they are the whole layer.
 
     Heads and FFN are each shared in proportion, as near as whole heads and groups allow: all ranks wait for each other
-    after either, so that more of one does not make up for less of the other.
+    after attention and after the FFN, so a larger share of one does not make up for a smaller share of the other.
 
     Raises:
         UsageError: the family cannot be shared; there are fewer heads or groups than ranks; or equal ranks cannot have
-            as many heads each. The hint gives the nearest shape that works.
+            as many heads each. The hint gives the nearest shares that work.
     """
     check_weights(weights)
     if not model.plain:
@@ -145,7 +147,7 @@ def share_out(model: ModelConfig, weights: Sequence[int]) -> tuple[TensorShare, 
 
 
 def apportion(units: int, weights: Sequence[int]) -> tuple[int, ...]:
-    """Divide ``units`` in proportion to ``weights``, at least one each; there are at least as many as weights."""
+    """Parts of ``units`` in proportion to ``weights``, at least 1 each; ``units`` is at least the number of weights."""
     ideal = [units * weight / sum(weights) for weight in weights]
     counts = [1] * len(weights)
     for _ in range(units - len(weights)):
@@ -156,7 +158,7 @@ def apportion(units: int, weights: Sequence[int]) -> tuple[int, ...]:
 def _cut(total: int, unit: int, weights: Sequence[int], what: str, *, equally: bool = False) -> list[range]:
     """Cut ``[0, total)`` in proportion to ``weights`` at multiples of ``unit``; ``what`` is being cut, for errors.
 
-    ``equally``: whether ranks of equal weights must get as much each.
+    ``equally``: whether ranks of equal weights must get equal parts.
     """
     units, ranks = -(-total // unit), len(weights)
     if units < ranks:

@@ -9,16 +9,17 @@ _MAX_NEEDED = 64
 
 @dataclass
 class AheadPolicy:
-    """Policy for one sequence, by how often the engine draws the same tokens as the GPU."""
+    """Policy for one sequence: steps are computed ahead while the engine draws the same tokens as the GPU."""
 
     drawn: int | None = None
-    """The token behind the newest position; None if the GPU drew none."""
+    """The token that the GPU drew behind the newest position; None if the GPU drew no token."""
     in_turn: int = 0
+    """Number of consecutive tokens that engine and GPU drew alike, up to the newest."""
     needed: int = 1
-    """Consecutive equal tokens after which steps are computed ahead again; doubles with each dropped step."""
+    """Least ``in_turn`` for a step ahead; each dropped step doubles this number, many equal tokens halve it."""
 
     def take(self, token: int) -> bool:
-        """Note the engine's next ``token``; returns whether the step after it should be computed ahead."""
+        """Note the engine's next ``token``; returns whether the step after this token should be computed ahead."""
         if self.drawn is not None:
             self.in_turn = self.in_turn + 1 if token == self.drawn else 0
         self.drawn = None

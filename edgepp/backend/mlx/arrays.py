@@ -1,4 +1,4 @@
-"""Conversion of hidden states between numpy and MLX, and the dtypes that both have."""
+"""Conversion of hidden states between numpy and MLX, and the dtypes that both libraries have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 """Dtypes that hidden states may have."""
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Names of these dtypes by the names that safetensors files use."""
+"""Names in ``DTYPES`` by the names of the same dtypes in safetensors files."""
 
 begin: Callable[..., None] = mx.async_eval
 """Let the device compute arrays after its earlier work, without waiting for them."""

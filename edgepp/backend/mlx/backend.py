@@ -58,7 +58,7 @@ class MlxBackend:
         reduction: Reduction,
         progress: Progress | None = None,
     ) -> MlxStage:
-        """Load one rank's part of decoder layers ``layers``; all ranks load at the same time, since they try a token.
+        """Load one rank's part of decoder layers ``layers``; all ranks load at once, since they try one token together.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
@@ -131,7 +131,7 @@ class MlxBackend:
     def load_embedding_and_head(
         self, checkpoint: Checkpoint, options: BackendOptions, *, head_later: bool = False
     ) -> MlxEmbeddingAndHead:
-        """Load embedding, final norm and head of the checkpoint and nothing else; the head perhaps at its first use.
+        """Load embedding, final norm and head of the checkpoint; with ``head_later``, the head only at its first use.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or a layer pipeline cannot run the family.
@@ -155,7 +155,7 @@ def _configure_mlx(options: BackendOptions) -> None:
         mx.set_default_device(mx.cpu)
         mx.disable_compile()  # on Linux, MLX would run a C++ compiler for every fused kernel
     elif options.exact:
-        os.environ["MLX_ENABLE_TF32"] = "0"  # read at the first product: CUDA would round float32 to 10 bits there
+        os.environ["MLX_ENABLE_TF32"] = "0"  # read by MLX at the first product: with TF32, CUDA rounds to 10 bits
 
 
 def _limit_memory() -> None:

@@ -1,4 +1,4 @@
-"""KV caches of sequences that decode together: one row per sequence in the same arrays, as long as the sequence.
+"""KV caches of sequences that decode together: one row per sequence in shared arrays, filled from position 0 on.
 
 mlx-lm's own batch cache pads rows on the left to one length, so all rows are copied whenever a sequence joins or
 leaves. In a ``BatchGroup`` only the sequence that joins or leaves is copied, and at most one other, which takes the
@@ -19,7 +19,10 @@ _FIRST_BUCKET = 4 * STEP
 
 
 def bucket_length(length: int) -> int:
-    """Maximum length of sequences that decode together with one of ``length``: rows have the longest length."""
+    """Largest length of a sequence that may decode together with one of ``length``; both in positions.
+
+    Each row has the length of the longest sequence, so sequences of very different lengths would waste memory and time.
+    """
     bucket: int = _FIRST_BUCKET
     while bucket < length:
         bucket *= 4
@@ -27,7 +30,7 @@ def bucket_length(length: int) -> int:
 
 
 def rows_by_bucket(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows that are computed together, of sequences of similar length; an empty sequence is computed alone."""
+    """Rows that are computed together, given the ``lengths`` of all rows in positions; an empty sequence is alone."""
     buckets: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         buckets.setdefault(bucket_length(length + 1) if length else -row, []).append(row)
@@ -196,7 +199,7 @@ class _Layer:
         return self._group.positions
 
     def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
-        """Append one position (B, heads, 1, D) to each row; returns the keys and values of all positions."""
+        """Append one position (B, heads, 1, width) to each row; returns the keys and values of all positions."""
         n, positions = keys.shape[0], self._group.positions
         rows = mx.arange(n)
         for array, new in zip(self.arrays, self._stored(keys, values), strict=True):

@@ -38,7 +38,7 @@ class Tap:
         return name in self._layer
 
     def __call__(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        """The result of ``call``, which the model takes for that of the layer."""
+        """The result of ``call``, which the model takes for the result of the layer."""
         return self._call(hidden, *args, **kwargs)
 
 
@@ -75,7 +75,7 @@ def unsupported_family(family: str, reason: str) -> ModelError:
 
 
 def damaged_weights(modules: Iterable[Any]) -> ModelError | None:
-    """The error for ``modules`` with a weight that is not a finite number; None where all are. Reads all weights."""
+    """The error for ``modules`` with a weight that is not finite; None without such a weight. Reads all weights."""
     for module in modules:
         for name, weight in tree_flatten(module.parameters()):
             if mx.issubdtype(weight.dtype, mx.floating) and not mx.isfinite(weight).all().item():
@@ -104,7 +104,7 @@ def find_layers(model: Any, family: str) -> tuple[str, list[Any]]:
 
 
 def find_cut_points(model: Any, family: str, num_layers: int) -> CutPoints:
-    """Watch in two forward passes of taps how ``model`` uses its layers; no layer weight is evaluated.
+    """The cut points of ``model``, found by two forward passes through taps; no weight of a layer is evaluated.
 
     Parameters outside the layers that are not loaded should be NaN, so that a layer which depends on them is noticed.
 

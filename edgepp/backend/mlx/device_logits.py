@@ -13,7 +13,7 @@ from edgepp.model.weights.checkpoint import Array
 
 
 class ComputedLogits:
-    """Float32 logits (T, V) on the device, and the largest of each row. Nothing is evaluated by itself."""
+    """Float32 logits (T, V) on the device, and the largest of each row. The arrays are not evaluated here."""
 
     def __init__(self, logits: Any) -> None:
         self.logits = logits
@@ -33,11 +33,11 @@ class ComputedLogits:
 
     @cached_property
     def copied(self) -> Array:
-        """All logits (T, V) in the host's memory; no operation on the device, which would wait for the step ahead."""
+        """All logits (T, V), copied to the host: an operation on the device would wait for the step ahead."""
         return np.asarray(self.logits)
 
     def rows(self, rows: range) -> DeviceLogits:
-        """The logits of these rows."""
+        """The logits of ``rows``."""
         return DeviceLogits(self, rows)
 
 

@@ -22,7 +22,7 @@ def check_free(need: int, free: int, what: str, layers: LayerRange) -> None:
     """Check that ``need`` bytes of KV cache for ``what`` fit into ``free`` bytes.
 
     Raises:
-        StageFault: they do not fit.
+        StageFault: the KV cache does not fit.
     """
     if need > free:
         raise StageFault(

@@ -28,11 +28,10 @@ class MlxEmbeddingAndHead:
     ) -> None:
         """Put taps into ``model``, whose weights outside the layers are loaded, and try embedding and head.
 
-        ``head_later``: try the head before its first use, which reads its weights.
+        ``head_later``: try the head, which reads its weights, only before its first use.
 
         Raises:
-            ModelError: the embedding needs more than tokens and positions, or the head more than the last hidden
-            states.
+            ModelError: the embedding needs more than tokens and positions, or the head more than hidden states.
         """
         self._model = model
         self._dtype = dtype
@@ -152,7 +151,7 @@ class MlxEmbeddingAndHead:
         raise self._damaged() or unsupported_family(self._family, "its embedding looks at earlier tokens")
 
     def _damaged(self) -> ModelError | None:
-        self._layers[:] = []  # those of other processes have no weights here
+        self._layers[:] = []  # layers of other processes have no weights here
         return damaged_weights([self._model])
 
     def _check_head(self) -> None:

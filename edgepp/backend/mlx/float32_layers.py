@@ -16,7 +16,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.switch_layers import SwitchLinear
 
 _BLOCK = 1 << 23
-"""Weights that are cast at a time: 32 MiB of float32."""
+"""Number of weights that are cast at a time: 32 MiB of float32."""
 
 
 def is_half(array: Any) -> bool:
@@ -32,11 +32,11 @@ class FloatEmbedding(nn.Module):  # type: ignore[misc]
         self.weight = table.weight
 
     def __call__(self, tokens: Any) -> Any:
-        """Rows of the table in float32."""
+        """Float32 rows (B, T, D) of the table for ``tokens`` (B, T)."""
         return self.weight[tokens].astype(mx.float32)
 
     def as_linear(self, hidden: Any) -> Any:
-        """Float32 logits of ``hidden``, where the output head is the embedding."""
+        """Float32 logits (B, T, V) of ``hidden`` (B, T, D), where the output head is the embedding."""
         return product(hidden, self.weight)
 
 
@@ -56,7 +56,7 @@ class FloatLinear(nn.Module):  # type: ignore[misc]
 
 
 def widen(model: Any) -> Any:
-    """Replace the modules of ``model`` that need it to compute in float32; returns the model."""
+    """Replace half-precision embeddings and large half-precision linears of ``model``; returns the model."""
     model.update_modules(tree_map(_wide, model.leaf_modules(), is_leaf=nn.Module.is_module))
     return model
 
@@ -77,7 +77,7 @@ def _wide(module: Any) -> Any:
 
 
 def product(hidden: Any, weight: Any) -> Any:
-    """``hidden @ weight.T`` in float32, with ``weight`` in half precision cast block by block."""
+    """Float32 ``hidden @ weight.T`` (…, N) of ``hidden`` (…, K) and half-precision ``weight`` (N, K), in blocks."""
     rows = max(1, _BLOCK // weight.shape[1])
     pieces = []
     for start in range(0, weight.shape[0], rows):

@@ -1,7 +1,7 @@
 """Products of a micro-batch with quantised matrices, as rows of one product.
 
-A micro-batch is (B, 1, D). MLX's kernels for CUDA take that for B products of one row, each of which reads the matrix;
-as (1, B, D) it is one product, which reads the matrix once.
+A micro-batch is (B, 1, D), for which MLX's kernels for CUDA compute B products of one row, each of which reads the
+matrix. As (1, B, D), a micro-batch is one product, which reads the matrix once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def join_rows(model: Any) -> None:
 
 class _RowsLinear(nn.QuantizedLinear):  # type: ignore[misc]
     def __call__(self, x: Any) -> Any:
-        """``x @ w.T + bias``, of (B, 1, D) as of (1, B, D)."""
+        """``x @ w.T + bias``; a micro-batch ``x`` (B, 1, D) is computed as (1, B, D)."""
         if x.ndim == 3 and x.shape[1] == 1 < x.shape[0]:
             return super().__call__(x.reshape(1, x.shape[0], -1)).reshape(x.shape[0], 1, -1)
         return super().__call__(x)
@@ -30,7 +30,7 @@ class _RowsLinear(nn.QuantizedLinear):  # type: ignore[misc]
 
 class _RowsEmbedding(nn.QuantizedEmbedding):  # type: ignore[misc]
     def as_linear(self, x: Any) -> Any:
-        """Logits of ``x``, of (B, 1, D) as of (1, B, D)."""
+        """Logits of ``x``; a micro-batch ``x`` (B, 1, D) is computed as (1, B, D)."""
         if x.ndim == 3 and x.shape[1] == 1 < x.shape[0]:
             return super().as_linear(x.reshape(1, x.shape[0], -1)).reshape(x.shape[0], 1, -1)
         return super().as_linear(x)

@@ -21,8 +21,8 @@ _NUMPY_DTYPES = {
 def bytes_at(arrays: Sequence[Any], row: int, start: int, stop: int) -> bytes:
     """A copy of positions [start, stop) of one row of each of ``arrays``, (rows, heads, room, width).
 
-    MLX's memory is read in place, without a computation: with one per array this would take ten times as long. No view
-    of the memory is left behind, since MLX would then copy the whole cache in the next step instead of adding to it.
+    MLX's memory is read in place: a computation per array would take ten times as long. No view of the memory is left
+    behind, since MLX would then copy the whole cache in the next step instead of adding to the cache.
     """
     bits = [array.view(mx.uint16) if array.dtype == mx.bfloat16 else array for array in arrays]
     mx.eval(bits)

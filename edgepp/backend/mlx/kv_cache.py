@@ -57,7 +57,7 @@ class SequenceCache:
 
     A family computes masks and positions from some entry of that list, which may belong to a layer of another stage.
     Such an entry is replaced by a cache of the same kind of this stage, which holds as many positions, or else by a
-    stand-in that only has the position.
+    stand-in, which has only the position.
     """
 
     def __init__(
@@ -100,16 +100,16 @@ class SequenceCache:
     def states(self) -> list[Any]:
         """Arrays to evaluate after a step, so that no lazy graph grows from step to step.
 
-        None where all caches are plain: a step's result depends on all that the step adds to them.
+        An empty list where all caches are plain: a step's result depends on all that the step adds to these caches.
         """
         return [] if self.is_plain else [cache.state for cache in self.own]
 
     def parts(self) -> list[list[Any]]:
-        """The arrays of each layer's cache, which must be plain; see ``arrays_of`` for their shapes."""
+        """The arrays (1, heads, room, width) of each cache, which must be plain, in the order of ``arrays_of``."""
         return [arrays_of(cache) for cache in self.own]
 
     def begin_with(self, parts: Sequence[Sequence[Any]], length: int) -> None:
-        """Replace the contents by copies of the first ``length`` positions of ``parts``."""
+        """Replace the contents by copies of the first ``length`` positions of ``parts``, which are like ``parts()``."""
         copies = [[_beginning(array, length) for array in arrays] for arrays in parts]
         mx.eval(copies)  # before the caches change, since memory may be short
         for cache, arrays in zip(self.own, copies, strict=True):
@@ -129,7 +129,7 @@ class SequenceCache:
     def write(self, own: slice, parts: Sequence[Sequence[Any]], start: int) -> None:
         """Write arrays (1, heads, positions, width) of the layers ``own``, whose caches are plain, at ``start``.
 
-        The length of the sequence, and so what it computes, stays as it is.
+        The length of the sequence, and so what the sequence computes, does not change.
         """
         written: list[Any] = []
         for cache, arrays in zip(self.own[own], parts, strict=True):
@@ -147,7 +147,7 @@ class SequenceCache:
         mx.eval(written)
 
     def fill_to(self, length: int) -> None:
-        """Count the positions up to ``length`` that ``write`` has written as held."""
+        """Set the length of the sequence to ``length``, up to which ``write`` has written all positions."""
         for cache in self.own:
             cache.offset = length
         self.length = length
@@ -227,7 +227,7 @@ def _room(length: int) -> int:
 
 
 def _beginning(array: Any, length: int, room: int | None = None) -> Any:
-    """The first ``length`` positions, with room for at least ``room`` positions, or else ``length``."""
+    """Copy of the first ``length`` positions, with room for at least ``room`` positions, by default ``length``."""
     more = _room(length if room is None else room) - length
     return mx.pad(array[:, :, :length], [(0, 0), (0, 0), (0, more), (0, 0)])
 

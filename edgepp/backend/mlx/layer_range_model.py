@@ -16,7 +16,7 @@ from edgepp.layer_range import LayerRange
 from edgepp.printable import one_line
 
 _LAYERS_AT_ONCE = 4
-"""Layers whose graph is built before a GPU begins with them, while the graph of the next ones is built."""
+"""Number of layers that a GPU begins with while the graph of the next layers is built."""
 
 
 class LayerRangeModel:
@@ -73,9 +73,9 @@ class LayerRangeModel:
             for n in range(first + _LAYERS_AT_ONCE, last, _LAYERS_AT_ONCE):
                 own[n] = beginning(originals[n])
         self.own = own[first : last + 1]
-        """The layers of the range as callables, some of which let the device begin with what led to them."""
+        """The layers of the range as callables, some of which let the device begin before later layers are called."""
         self.plain_own = originals[first : last + 1]
-        """The layers of the range as they are."""
+        """The layers of the range without taps."""
         layers[:] = [own[n] if n in self._layers else Tap(originals[n], skip) for n in range(len(originals))]
         layers[first] = Tap(originals[first], enter)
         layers[last] = Tap(originals[last], leave)
@@ -100,7 +100,7 @@ class LayerRangeModel:
         return result
 
     def try_one_token(self, hidden_size: int, family: str) -> SequenceCache:
-        """Caches that hold one position, from which the bytes of longer caches follow.
+        """Run one token; returns its caches of one position, from which the bytes of longer caches follow.
 
         Raises:
             ModelError: the layers do not run, or give numbers that are not finite.

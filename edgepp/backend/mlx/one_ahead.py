@@ -2,7 +2,7 @@
 
 A step that is evaluated and drawn from before the next one begins leaves the GPU idle meanwhile. So while the host
 takes the token of a step, the GPU computes the next step already, with the token that it draws itself: the largest
-logit. Where the engine draws the same token, the result is there or nearly so; else the step ahead is dropped.
+logit. Where the engine draws the same token, the result is ready or nearly ready; else the step ahead is dropped.
 
 The engine passes arrays of one number per row from ``embed`` to ``extend`` and on to ``logits``: token ids, then
 numbers of results. Hidden states and logits stay on the GPU.
@@ -30,9 +30,9 @@ from edgepp.errors import StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array
 
 MAX_IDS = 1 << 24
-"""Integers from 0 that float32 holds exactly: ids of tokens and numbers of results."""
+"""Limit of token ids and of numbers of results, which are sent as float32: integers up to it are exact."""
 _CHUNK = 2048
-"""Tokens per prefill chunk; an H200 computes them 1.04 to 1.51 times as fast as half as many (bench/LOG.md)."""
+"""Tokens per prefill chunk; an H200 is 1.04 to 1.51 times as fast as with half as many (bench/LOG.md)."""
 _KEPT_RESULTS = 8
 """Steps whose results are kept; the engine asks for the logits of a step before it sends many more."""
 
@@ -76,7 +76,7 @@ class OneAheadStage(MlxStage):
         return OneAheadEnds(self, ends)
 
     def extend(self, sequence: int, hidden: Array) -> Array:
-        """Run token ids (T, 1) at the next T positions of the sequence; returns numbers of results (T, 1).
+        """Run token ids (T, 1) at the next T positions of the sequence; returns float32 numbers of results (T, 1).
 
         Raises:
             SequenceFault: the sequence is unknown or full; nothing was computed.
@@ -127,7 +127,7 @@ class OneAheadStage(MlxStage):
         return self._numbered(_Result(0, len(ids), (sequence,), hidden=result))
 
     def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
-        """Run the token id in row i of (B, 1) at the next position of ``sequences[i]``; returns numbers of results.
+        """Run the token id in row i of (B, 1) at the next position of ``sequences[i]``; returns result numbers (B, 1).
 
         Raises:
             SequenceFault: some of the sequences are unknown or full; nothing was computed.
@@ -226,7 +226,11 @@ class OneAheadStage(MlxStage):
         return caches
 
     def length(self, sequence: int) -> int:
-        """Positions that the sequence holds, without that of a step ahead."""
+        """Positions that the sequence holds, without that of a step ahead.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+        """
         held = super()._caches_of([sequence])[0].length
         return held - (self._ahead is not None and self._ahead.sequence == sequence)
 
@@ -251,7 +255,7 @@ class OneAheadEnds:
         self.vocabulary = ends.vocabulary
 
     def embed(self, tokens: Sequence[int], _position: int | None = None, /) -> Array:
-        """Token ids as rows (T, 1) for ``OneAheadStage``, which embeds them.
+        """Token ids as float32 rows (T, 1) for ``OneAheadStage``, which embeds them.
 
         Raises:
             UsageError: a token id is outside the vocabulary.

@@ -17,7 +17,7 @@ from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 
 
 class MlxRankHead:
-    """Norm, and rows of the head's matrix; implements ``RankHead``."""
+    """Final norm, and the rank's rows of the head's matrix; implements ``RankHead``."""
 
     def __init__(self, checkpoint: ShardedCheckpoint, dtype: str) -> None:
         """Read the rank's rows; the head computes in ``dtype``.
@@ -40,7 +40,7 @@ class MlxRankHead:
         return [self._norm, self._weight, *self._scales]
 
     def logits(self, hidden: Array) -> Array:
-        """Float32 logits (T, R) of the rank's R token ids.
+        """Float32 logits (T, R) of the rank's R token ids, from the hidden states (T, D) of the last layer.
 
         Raises:
             StageFault: the hidden states do not fit the model, or memory ran out.

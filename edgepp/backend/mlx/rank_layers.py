@@ -1,7 +1,7 @@
 """One rank's part of an mlx-lm model's decoder layers, with a reduction over the ranks after each half of a layer.
 
-MLX evaluates each half when its partial sum is needed, so that the sums go over edgepp's own links, encrypted like all
-others, and not over those of ``mx.distributed``.
+MLX evaluates each half when its partial sum is needed. So the sums go over edgepp's own encrypted links, and not over
+the links of ``mx.distributed``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _ReducedHalf(nn.Module):  # type: ignore[misc]
         self._reduction = reduction
 
     def __call__(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        """The sum of what the ranks compute of ``hidden`` (B, T, D)."""
+        """The sum (B, T, D), over all ranks, of the results of the half for ``hidden`` (B, T, D)."""
         part = self._half(hidden, *args, **kwargs)
         partial = np.array(part.astype(mx.float32)).reshape(-1, part.shape[-1])
         total = np.empty_like(partial)
@@ -37,10 +37,10 @@ class _ReducedHalf(nn.Module):  # type: ignore[misc]
 
 
 def reduce_halves(layers: Sequence[Any], checkpoint: ShardedCheckpoint, reduction: Reduction) -> None:
-    """Let ``layers``, which hold the rank's weights, compute the rank's heads and add up halves over the ranks.
+    """Let ``layers``, which hold the rank's weights, compute the rank's heads and add up each half over all ranks.
 
     Raises:
-        ModelError: the layers are not made of attention and MLP as those of the plain families.
+        ModelError: the attention of a layer has other numbers of heads than the configuration.
     """
     model = checkpoint.settings
     kv_heads = len(checkpoint.share.kv_heads)

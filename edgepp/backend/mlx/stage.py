@@ -78,11 +78,7 @@ class MlxStage:
             raise StageFault(f"{capacity} positions are more than the model's context of {self._max_context}")
 
     def _check_memory(self, capacity: int, current: int | None = None) -> None:
-        """Check that memory suffices for ``capacity`` positions, ``current`` of them held; reserved memory is taken.
-
-        Raises:
-            StageFault: memory does not suffice.
-        """
+        """Raise a StageFault unless free memory that no sequence reserves suffices to grow from ``current``."""
         reserved = sum(self._sample.bytes_at(state.capacity) for state in self._sequences.values())
         free = free_bytes(self.device) - max(0, reserved - self.kv_bytes)
         need = self._sample.bytes_at(capacity) - (0 if current is None else self._sample.bytes_at(current))
@@ -112,7 +108,7 @@ class MlxStage:
     def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
         """Run row i of ``hidden`` (B, D) at the next position of ``sequences[i]``; returns (B, D).
 
-        Sequences of similar length are computed together, where all caches are plain and a trial was right.
+        Sequences of similar length are computed together, where all caches are plain and a trial gave right numbers.
 
         Raises:
             SequenceFault: some of the sequences are unknown or full; nothing was computed.
@@ -228,7 +224,11 @@ class MlxStage:
         cache.capacity = capacity
 
     def length(self, sequence: int) -> int:
-        """Positions that the cache of the sequence holds."""
+        """Positions that the cache of the sequence holds.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+        """
         return self._caches_of([sequence])[0].length
 
     def export_kv(self, sequence: int, layers: LayerRange, start: int, stop: int) -> Sequence[KvChunk]:
@@ -247,7 +247,8 @@ class MlxStage:
 
         Raises:
             SequenceFault: the sequence is unknown.
-            StageFault: caches, layers, positions or bytes do not fit: nothing was written. Or the sequence is dropped.
+            StageFault: caches, layers, positions or bytes do not fit, and nothing was written; or memory ran out, and
+                the sequence is dropped.
         """
         (cache,) = self._caches_of([sequence])
         piece = joined(data)
@@ -263,7 +264,7 @@ class MlxStage:
         self._imports.done(sequence, layers, stop)
 
     def set_length(self, sequence: int, length: int) -> None:
-        """Let a sequence hold ``length`` positions, where all layers hold or imported as many.
+        """Make ``length`` the number of positions of a sequence; all layers hold or have imported as many.
 
         Raises:
             SequenceFault: the sequence is unknown.

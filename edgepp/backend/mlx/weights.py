@@ -105,7 +105,7 @@ def _partial(model_class: Any, checkpoint: Checkpoint, layers: LayerRange | None
 def _lazy_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     """The tensors of the checkpoint, each from the file that the index names; nothing is read yet.
 
-    Of a ``ShardedCheckpoint``, the whole tensors: ``_choose`` takes the parts.
+    The tensors of a ``ShardedCheckpoint`` are whole; ``_choose`` takes the rank's parts.
     """
     weights: dict[str, Any] = {}
     for file in {place.file for place in checkpoint.tensors.values()}:

@@ -20,9 +20,9 @@ from edgepp.model.weights.safetensors_header import wrong_dtype
 
 _FLOATS = ("F32", "F16", "BF16")
 _PACKED = ("U32",)
-"""Dtype of quantised weights, several in each number."""
+"""Dtype of quantised weights, of which each number holds several."""
 FAMILIES = PLAIN
-"""Architectures that the graph can express, by mlx-lm's names."""
+"""Names, as in mlx-lm, of the architectures that the graph can express."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rope:
     original_context: int = 8192
 
     def periods(self) -> Array:
-        """Positions per radian of each rotation, (head_dim / 2,)."""
+        """Positions per radian of each rotation, float64 (head_dim / 2,)."""
         plain = self.base ** (np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
         if self.kind != "llama3":
             return plain * self.factor
@@ -57,7 +57,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes and options in which models of these families differ."""
+    """The sizes and options in which models of ``FAMILIES`` differ."""
 
     hidden_size: int
     heads: int

@@ -17,7 +17,7 @@ from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 
 
 def fits(checkpoint: Checkpoint) -> bool:
-    """Whether this backend can run the model."""
+    """Whether this backend can run the model of ``checkpoint``."""
     try:
         read_architecture(checkpoint)
     except ModelError:
@@ -37,7 +37,7 @@ class OnnxBackend:
         options: BackendOptions,
         progress: Progress | None = None,
     ) -> OnnxStage:
-        """Load decoder layers ``layers`` of the checkpoint and nothing else.
+        """Load decoder layers ``layers`` of the checkpoint and nothing else; ``progress`` is told the bytes loaded.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
@@ -81,7 +81,7 @@ class OnnxBackend:
     def load_embedding_and_head(
         self, checkpoint: Checkpoint, options: BackendOptions, *, head_later: bool = False
     ) -> OnnxEmbeddingAndHead:
-        """Load embedding, final norm and head of the checkpoint and nothing else; the head perhaps at its first use.
+        """Load embedding, final norm and head of the checkpoint; with ``head_later``, the head only at its first use.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.

@@ -23,7 +23,7 @@ class RopeTables:
         self._tables = rope.tables(0)
 
     def up_to(self, positions: int) -> tuple[Array, Array]:
-        """Cosines and sines, each (positions, head_dim / 2)."""
+        """Float32 cosines and sines of the first ``positions`` positions, each (positions, head_dim / 2)."""
         if len(self._tables[0]) < positions:
             self._tables = self._rope.tables(positions)
         cos, sin = self._tables
@@ -57,12 +57,12 @@ class BoundLanes:
 
 
 def bind_input(binding: ort.IOBinding, name: str, array: Array) -> None:
-    """Bind the input ``name`` to the memory of ``array``, which must stay."""
+    """Bind the input ``name`` to the memory of ``array``, which must exist as long as ``binding`` is used."""
     binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def bind_output(binding: ort.IOBinding, name: str, array: Array) -> None:
-    """Bind the output ``name`` to the memory of ``array``, which must stay."""
+    """Bind the output ``name`` to the memory of ``array``, which must exist as long as ``binding`` is used."""
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 

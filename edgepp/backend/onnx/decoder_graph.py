@@ -24,8 +24,9 @@ class DecoderGraph:
 
     B or T is 1: several positions of one sequence, or the next position of several sequences. Other inputs: ``last``
     int32 (B,), the last position of each row; ``total`` int32 scalar, the largest ``last`` plus one; ``cos`` and
-    ``sin`` (at least total, head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim), int8 where
-    ``kv_bits`` is 8. Bind the outputs ``present.N.*`` to the same memory as ``past.N.*``.
+    ``sin`` (at least total, head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim) of layer N
+    with room for S positions, int8 where ``kv_bits`` is 8. Bind the outputs ``present.N.*`` to the same memory as
+    ``past.N.*``.
     """
 
     def __init__(self, graph: GraphBuilder, architecture: Architecture, kv_bits: int | None = None) -> None:
@@ -35,7 +36,11 @@ class DecoderGraph:
         self._shape: list[int | str] = ["batch", "tokens", architecture.hidden_size]
 
     def build(self, layers: LayerRange, on_layer: Callable[[int], None]) -> None:
-        """Add the layers to the graph; ``on_layer`` is called with the number of each layer that was added."""
+        """Add the layers to the graph; ``on_layer`` is called with the number of each layer that was added.
+
+        Raises:
+            ModelError: a tensor is absent, or shapes or dtypes of tensors do not fit each other.
+        """
         g = self._graph
         self._add_positions()
         x = g.input("hidden", self._shape)
@@ -51,6 +56,9 @@ class DecoderGraph:
 
         ``delta`` (B, T, D) is the addition of the previous half to ``hidden``. The outputs are ``hidden + delta``, and
         the addition of this half to that sum, each (B, T, D).
+
+        Raises:
+            ModelError: a tensor is absent, or shapes or dtypes of tensors do not fit each other.
         """
         g = self._graph
         if attention:
@@ -150,7 +158,11 @@ class DecoderGraph:
 
 
 def build_head(graph: GraphBuilder, architecture: Architecture) -> None:
-    """Final norm and output head: ``hidden`` (1, T, D) in, ``logits`` (1, T, V) out."""
+    """Add final norm and output head: ``hidden`` (1, T, D) in, ``logits`` (1, T, V) out.
+
+    Raises:
+        ModelError: a tensor is absent, or shapes or dtypes of tensors do not fit each other.
+    """
     x = graph.input("hidden", [1, "tokens", architecture.hidden_size])
     normed = graph.rms_norm("normed", x, "model.norm", architecture.epsilon)
     head = "model.embed_tokens" if architecture.tied else "lm_head"

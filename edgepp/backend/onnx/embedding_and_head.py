@@ -20,6 +20,11 @@ class OnnxHead:
     """Final norm and output head in one session; of a ``ShardedCheckpoint``, the rank's part of the head."""
 
     def __init__(self, checkpoint: Checkpoint, options: BackendOptions) -> None:
+        """Build the session.
+
+        Raises:
+            ModelError: the graph cannot express the model, a tensor is absent, or ONNX Runtime refuses the graph.
+        """
         architecture = read_architecture(checkpoint)
         check_head(checkpoint)
         graph = GraphBuilder(checkpoint, exact=options.exact)
@@ -27,7 +32,7 @@ class OnnxHead:
         self._session = graph.session(options)
 
     def logits(self, hidden: Array) -> Array:
-        """Float32 logits (T, V) of the last layer's hidden states (T, D).
+        """Float32 logits of the last layer's hidden states (T, D): (T, V), or (T, R) of the rank's R token ids.
 
         Raises:
             StageFault: ONNX Runtime failed.
@@ -47,6 +52,11 @@ class OnnxEmbeddingAndHead:
     any_thread = True
 
     def __init__(self, checkpoint: Checkpoint, options: BackendOptions) -> None:
+        """Check the tensors and find the rows of the embedding; the head is loaded later.
+
+        Raises:
+            ModelError: the graph cannot express the model, or a tensor is absent or of another shape.
+        """
         read_architecture(checkpoint)
         check_tensors(checkpoint, None)
         self._checkpoint, self._options = checkpoint, options
@@ -81,5 +91,6 @@ class OnnxEmbeddingAndHead:
 
         Raises:
             StageFault: ONNX Runtime failed.
+            ModelError: the head was not loaded yet, and ONNX Runtime refuses its graph.
         """
         return (self._head or self.load_head()).logits(hidden)

@@ -43,7 +43,7 @@ _EXACT_RESIDUE = 1e-6  # in steps of a 4-bit code: less than the rounding of flo
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor in the graph."""
+    """A tensor in the graph, by its name."""
 
     name: str
 
@@ -53,7 +53,7 @@ NOTHING = Value("")
 
 
 class GraphBuilder:
-    """The nodes and weights of one graph; a method named after an operator adds one and returns its result."""
+    """The nodes and weights of one graph; a method named after an operator adds one node and returns its result."""
 
     def __init__(self, checkpoint: Checkpoint, *, exact: bool) -> None:
         self.checkpoint = checkpoint
@@ -106,7 +106,11 @@ class GraphBuilder:
         return self.node("Add", [a, b], [Value(name)])
 
     def norm_weight(self, module: str) -> Value:
-        """The weight of the RMS norm ``module``, as float32."""
+        """The weight of the RMS norm ``module``, as float32.
+
+        Raises:
+            ModelError: the tensor is not on this disk.
+        """
         return self.constant(f"{module}.weight", self.checkpoint.array(f"{module}.weight").astype(np.float32))
 
     def rms_norm(self, name: str, x: Value, module: str, epsilon: float) -> Value:
@@ -138,7 +142,11 @@ class GraphBuilder:
         return self.node("Mul", [silu, up], [Value(name)])
 
     def linear(self, name: str, x: Value, modules: Sequence[str], *, bias: bool = False) -> Value:
-        """``x @ W.T (+ bias)``, with the outputs of several ``modules`` concatenated."""
+        """``x @ W.T (+ bias)`` (…, N) of ``x`` (…, K), with the outputs of several ``modules`` concatenated.
+
+        Raises:
+            ModelError: a tensor is absent, or shapes or dtypes of tensors do not fit each other.
+        """
         settings = {self.checkpoint.quantisation(module) for module in modules}
         if len(settings) > 1:
             parts = [self.linear(f"{name}.{i}", x, [module]) for i, module in enumerate(modules)]

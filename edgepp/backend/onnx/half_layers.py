@@ -24,7 +24,7 @@ _BINDINGS = 2 * LANES
 
 
 def architecture_of_rank(whole: Architecture, checkpoint: ShardedCheckpoint) -> Architecture:
-    """The architecture ``whole`` with the heads of one rank."""
+    """The architecture ``whole`` with the number of heads of the rank of ``checkpoint``."""
     kv_heads = len(checkpoint.share.kv_heads)
     return replace(whole, heads=whole.heads // whole.kv_heads * kv_heads, kv_heads=kv_heads)
 
@@ -73,7 +73,7 @@ class HalfLayers:
         """Run ``hidden`` (B, T, D) in lanes ``first`` to ``first + B - 1``; returns float32 (B, T, D).
 
         Row i ends at position ``totals[i] - 1``; the keys and values of the rank's heads are written to the lane. B or
-        T is 1. All ranks return the same.
+        T is 1. All ranks return the same numbers.
 
         Raises:
             StageFault: another rank cannot do the step.

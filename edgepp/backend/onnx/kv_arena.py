@@ -23,7 +23,7 @@ from edgepp.model.weights.checkpoint import Array
 LANES = 32
 """Lanes per arena, and so the maximum number of rows per run."""
 
-_MAX_ARENA_BYTES = 16 << 30  # of address space, so that many long lanes do not exhaust that of the process
+_MAX_ARENA_BYTES = 16 << 30  # of address space, which many long lanes would exhaust otherwise
 _DROP = getattr(mmap, "MADV_DONTNEED" if hasattr(mmap, "MADV_NOHUGEPAGE") else "MADV_FREE", None)  # the first on Linux
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANON | getattr(mmap, "MAP_NORESERVE", 0)
 
@@ -58,7 +58,7 @@ class CacheShape:
 
     @cached_property
     def layout(self) -> KvLayout:
-        """Layout of exported keys and values; it lacks the scales of int8, which follow from the weights."""
+        """Layout of exported keys and values, without the scales of int8, which follow from the weights."""
         sizes = self.kv_heads, self.head_dim
         return KvLayout(np.dtype(self.dtype).name, sizes, sizes, (self.head_bytes, self.head_bytes))
 
@@ -69,7 +69,7 @@ class CacheShape:
 
     @property
     def counted_position_bytes(self) -> int:
-        """Bytes by which lanes are chosen: those of all ranks, so that ranks of different shares choose the same."""
+        """Bytes of one position in all layers and ranks, by which ranks choose lanes, so that all choose the same."""
         return self.position_bytes // self.kv_heads * (self.all_kv_heads or self.kv_heads)
 
     @property
@@ -78,7 +78,7 @@ class CacheShape:
         return self.head_dim * np.dtype(self.dtype).itemsize
 
     def resident_bytes(self, positions: int) -> int:
-        """Bytes of the memory pages that ``positions`` of one sequence touch; every head has pages of its own."""
+        """Bytes of the memory pages that ``positions`` positions of one sequence touch; each head has its own pages."""
         pages = -(-positions * self.head_bytes // mmap.PAGESIZE)
         return len(self.layers) * 2 * self.kv_heads * pages * mmap.PAGESIZE
 

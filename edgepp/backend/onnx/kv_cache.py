@@ -16,7 +16,7 @@ FIRST_POSITIONS = 1024
 """Positions of the shortest lanes; a sequence that outgrows its lane moves to a longer one."""
 
 _QUADRUPLED = 4096  # positions; longer lanes only double, since the scratch memory of attention grows with the lane
-_MOVED_BYTES = 64 << 20  # a step stops gathering a batch once it has copied more; one sequence is always copied
+_MOVED_BYTES = 64 << 20  # limit of what a step copies to gather a batch, except that one sequence may exceed it
 
 
 @dataclass(eq=False)
@@ -84,14 +84,14 @@ class LaneAllocator:
             cached.touched = capacity
 
     def free(self, cached: CachedSequence) -> None:
-        """Give the lane of a sequence, and its memory, back."""
+        """Give back the lane of a sequence, and the memory of the lane to the system."""
         del self._occupied[cached.arena, cached.lane]
         cached.arena.release(cached.lane)
 
     def reserve(self, cached: CachedSequence, positions: int, filled: int | None = None) -> None:
         """Make room for ``positions`` positions; a sequence that outgrows its lane moves to a longer lane.
 
-        The move keeps the first ``filled`` positions, by default those of the sequence's length.
+        The move keeps the first ``filled`` positions, by default ``cached.length``.
 
         Raises:
             MemoryError: the system gives no more address space.
@@ -102,12 +102,12 @@ class LaneAllocator:
         cached.touched = max(cached.touched, positions)
 
     def read(self, cached: CachedSequence, layers: LayerRange, start: int, stop: int) -> bytes:
-        """Copy the keys and values of ``layers`` at positions [start, stop); see ``kv_layout`` for the order."""
+        """Copy of the keys and values of ``layers`` at positions [start, stop), bytes in the order of ``kv_layout``."""
         memory, lane = cached.arena.memory, cached.lane
         return b"".join([memory[name][lane, :, start:stop].tobytes() for name in self._shape.names_of(layers)])
 
     def write(self, cached: CachedSequence, layers: LayerRange, start: int, stop: int, piece: KvChunk) -> None:
-        """Write a ``piece`` that ``read`` gave for the same layers and positions; ``reserve`` made room."""
+        """Write a ``piece`` from ``read`` of the same layers and positions, for which ``reserve`` has made room."""
         names = self._shape.names_of(layers)
         parts = np.frombuffer(piece, self._shape.dtype)
         parts = parts.reshape(len(names), self._shape.kv_heads, stop - start, self._shape.head_dim)

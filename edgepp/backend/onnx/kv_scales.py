@@ -17,11 +17,18 @@ from edgepp.backend.onnx.weights import rows_of
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 _REACH = 8.0
-"""Range of a channel in root mean squares over inputs of all directions: in text, 2 for most channels, at most 8."""
+"""Assumed range of a channel, as a multiple of its root mean square over inputs of all directions.
+
+In text, most channels reach 2 times the root mean square, and none more than 8 times.
+"""
 
 
 def scales(checkpoint: Checkpoint, architecture: Architecture, layer: int) -> tuple[Array, Array]:
-    """Quantisation steps of 8-bit keys and of 8-bit values, each float32 (1, kv_heads, 1, head_dim)."""
+    """Quantisation steps of 8-bit keys and of 8-bit values, each float32 (1, kv_heads, 1, head_dim).
+
+    Raises:
+        ModelError: a tensor is absent, or shapes or dtypes of tensors do not fit each other.
+    """
     module = f"model.layers.{layer}"
     norm = checkpoint.array(f"{module}.input_layernorm.weight").astype(np.float32)
     attention = f"{module}.self_attn"
@@ -38,7 +45,7 @@ def scales(checkpoint: Checkpoint, architecture: Architecture, layer: int) -> tu
 def _reach(checkpoint: Checkpoint, architecture: Architecture, module: str, norm: Array) -> Array:
     """Largest absolute output, (kv_heads, head_dim), of a linear whose input is an RMS norm of weight ``norm``."""
     weight = np.abs(rows_of(checkpoint, module, slice(None)) * norm)
-    # Some tokens have nearly all of their norm in one channel, and that output must fit as well.
+    # Some tokens have nearly all of their norm in one channel, and their output must fit as well.
     reach = np.maximum(_REACH * np.sqrt((weight**2).sum(-1)), math.sqrt(norm.size) * weight.max(-1))
     if module.rpartition(".")[2] in architecture.biased:
         reach += np.abs(checkpoint.array(f"{module}.bias").astype(np.float32))

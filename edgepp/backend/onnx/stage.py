@@ -30,14 +30,14 @@ _POSITIONS = 4 if platform.machine().lower() in {"aarch64", "arm64"} else 1
 """Attention is computed over a multiple of this number of positions; rows behind the last position are dropped.
 
 On ARM the product of attention weights and values is rounded differently for the last positions, where their number is
-no multiple of 4; a prompt's numbers would depend on where it is cut.
+no multiple of 4; the numbers of a prompt would depend on the places where the prompt is cut.
 """
 
 _SHORT_HINT = "close other programs, or give this node fewer layers"
 
 
 class OnnxStage:
-    """Decoder layers in ONNX Runtime, which appends keys and values to the caches."""
+    """Decoder layers in ONNX Runtime, which appends keys and values to the caches; implements ``StageModel``."""
 
     dtype = "float32"
     device = "cpu"
@@ -69,7 +69,7 @@ class OnnxStage:
         on_layer = _layer_reporter(checkpoint, layers, progress)
         all_kv_heads = architecture.kv_heads
         self._session: BoundSession | HalfLayers
-        self._pads = reduction is None  # ranks of other processors would add up other numbers of rows
+        self._pads = reduction is None  # ranks on different processors would pad to different numbers of rows
         if isinstance(checkpoint, ShardedCheckpoint) and reduction is not None:
             architecture = architecture_of_rank(architecture, checkpoint)
             self._session = HalfLayers(checkpoint, architecture, layers, options, reduction, on_layer)
@@ -90,7 +90,7 @@ class OnnxStage:
         self._sequences: dict[int, CachedSequence] = {}
 
     def open(self, sequence: int, capacity: int) -> None:
-        """Begin a sequence of at most ``capacity`` positions, in place of an open one of that id.
+        """Begin a sequence of at most ``capacity`` positions; an open sequence of the same id is freed first.
 
         Raises:
             StageFault: the capacity is beyond the model's context, or memory is short.
@@ -107,7 +107,7 @@ class OnnxStage:
 
         Raises:
             SequenceFault: the sequence is unknown or full; nothing was computed.
-            StageFault: the hidden states do not fit, or ONNX Runtime failed.
+            StageFault: the hidden states do not fit, memory is short, or ONNX Runtime failed.
         """
         (cache,) = self._caches_of([sequence])
         if hidden.ndim != 2 or not len(hidden) or hidden.shape[1] != self.hidden_size:
@@ -127,7 +127,7 @@ class OnnxStage:
 
         Raises:
             SequenceFault: some of the sequences are unknown or full; nothing was computed.
-            StageFault: the hidden states do not fit, or ONNX Runtime failed.
+            StageFault: the hidden states do not fit, memory is short, or ONNX Runtime failed.
         """
         check_rows(sequences, hidden, self.hidden_size)
         if len(sequences) == 1:
@@ -165,7 +165,7 @@ class OnnxStage:
         """Drop the positions of a sequence from ``length`` on.
 
         Raises:
-            StageFault: the sequence is unknown.
+            SequenceFault: the sequence is unknown.
         """
         (cache,) = self._caches_of([sequence])
         self._imports.forget(sequence)
@@ -207,7 +207,11 @@ class OnnxStage:
             raise StageFault(f"a sequence of {capacity} positions does not fit the model's context of {context}")
 
     def length(self, sequence: int) -> int:
-        """Positions that the sequence's cache holds."""
+        """Positions that the cache of the sequence holds.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+        """
         return self._caches_of([sequence])[0].length
 
     def export_kv(self, sequence: int, layers: LayerRange, start: int, stop: int) -> Sequence[KvChunk]:
@@ -241,7 +245,7 @@ class OnnxStage:
         self._imports.done(sequence, layers, stop)
 
     def set_length(self, sequence: int, length: int) -> None:
-        """Let a sequence hold ``length`` positions, where all layers hold or imported as many.
+        """Make ``length`` the number of positions of a sequence; all layers hold or have imported as many.
 
         Raises:
             SequenceFault: the sequence is unknown.
@@ -269,7 +273,7 @@ class OnnxStage:
 
 
 def _layer_reporter(checkpoint: Checkpoint, layers: LayerRange, progress: Progress | None) -> Callable[[int], None]:
-    """A function to call with each layer once it is built; it reports the stored bytes so far to ``progress``."""
+    """A function to call with each layer once it is built; the call reports the stored bytes so far to ``progress``."""
     total = checkpoint.layer_bytes(layers)
 
     def report(layer: int) -> None:

@@ -113,7 +113,7 @@ def dense(checkpoint: Checkpoint, modules: Sequence[str]) -> Array:
 
 
 class StoredRows:
-    """Rows of a linear or embedding as they are stored, to be read some at a time."""
+    """Rows of a linear or embedding as they are stored; ``read`` converts some of them."""
 
     def __init__(self, checkpoint: Checkpoint, module: str) -> None:
         """Find the tensors of ``module``, without reading them.
@@ -137,10 +137,10 @@ class StoredRows:
 
 
 def rows_of(checkpoint: Checkpoint, module: str, rows: slice | Array) -> Array:
-    """Rows of a linear or embedding as float32 (R, K).
+    """Rows of the linear or embedding ``module`` as float32 (R, K).
 
     Raises:
-        ModelError: shapes or dtypes of its tensors do not fit each other.
+        ModelError: shapes or dtypes of the tensors do not fit each other.
     """
     return StoredRows(checkpoint, module).read(rows)
 
@@ -172,7 +172,7 @@ class _Affine:
         return _Affine(self.bits, self.group_size, self.words[rows], scales, biases)
 
     def nbits(self, bits: int) -> Array:
-        """Codes of ``bits`` bits, 4 or 8, in the layout of MatMulNBits: MLX's own bytes where MLX has as many bits."""
+        """Codes of ``bits`` bits, 4 or 8, as uint8 (N, G, group_size * bits / 8); MLX's bytes where the bits agree."""
         if self.bits == bits:
             raw = self.words.view(np.uint8)
         else:

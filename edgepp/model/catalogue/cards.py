@@ -27,7 +27,7 @@ class Shape:
     """The sizes of a decoder-only model, from which every tensor's shape and bytes follow.
 
     A matrix is ``(rows, columns)``, with its input along the columns. Without ``bits``, weights are stored in
-    ``dtype``.
+    ``dtype``. In formulas, D is ``hidden``, N ``heads``, K ``kv_heads``, H ``head_size``, F ``ffn``, V ``vocabulary``.
     """
 
     family: str = "llama"
@@ -141,7 +141,7 @@ def read_card(path: Path) -> Card:
     """Read one card.
 
     Raises:
-        ModelError: the file is not a card; the sentence names the file and what is wrong.
+        ModelError: the file is not a card; the sentence names the file and its faults.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -177,7 +177,11 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_cards(folder: Path) -> dict[str, Card]:
-    """The cards of ``folder`` by name, sorted by name."""
+    """The cards of ``folder`` by name, sorted by name.
+
+    Raises:
+        ModelError: a TOML file of the folder is not a card.
+    """
     return {path.stem: read_card(path) for path in sorted(folder.glob("*.toml"))}
 
 

@@ -99,7 +99,7 @@ def resolve(model: str) -> Source:
 
 
 def _check_name(folder: str) -> None:
-    """Check that processes can tell each other the name of a folder.
+    """Check that messages between processes can hold the name of a folder.
 
     Raises:
         ModelError: the name is too long, or has characters that are no text.
@@ -114,7 +114,7 @@ def _check_name(folder: str) -> None:
 
 
 def name_anywhere(model: str) -> str:
-    """A name of ``model`` that means the same in any current folder: the absolute path of a folder.
+    """A name of ``model`` that means the same in any current folder: for a folder, its absolute path.
 
     Raises:
         ModelError: there is no such model.

@@ -21,7 +21,7 @@ class GenerationDefaults:
 
 
 FALLBACK_DEFAULTS = GenerationDefaults(temperature=0.6, top_p=0.9)
-"""For models without recommendation: Meta's values for the Llama 3 Instruct models. Greedy chats tend to loop."""
+"""Options for models without a recommendation: Meta's for Llama 3 Instruct, since greedy chats tend to loop."""
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),

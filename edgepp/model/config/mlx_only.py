@@ -22,7 +22,7 @@ _IRRELEVANT = frozenset(
         "output_attentions", "output_hidden_states", "return_dict", "gradient_checkpointing", "auto_map",
     }
 )  # fmt: skip
-"""Keys that do not change what a model computes, or that normalisation writes itself."""
+"""Keys that do not change the computation of a model, or that normalisation writes itself."""
 
 _OLD_KEYS = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
 """Keys of the GPT-NeoX family, and the current keys with the same meaning."""
@@ -99,7 +99,7 @@ def _spell_parameters(text: Section, values: dict[str, Any]) -> None:
         if local and local.get("rope_theta") is not None:
             _set_agreeing(text, values, "rope_local_base_freq", local["rope_theta"])
         flat = nested.get("full_attention") or next(iter(nested.values()))
-        keys = _IN_PARAMETERS[:1]  # the rotated part may differ by layer type, and no older key exists for that
+        keys = _IN_PARAMETERS[:1]  # the rotated part may differ by layer type, for which no older key exists
     for key in keys:
         if flat.get(key) is not None:
             _set_agreeing(text, values, key, flat[key])

@@ -53,7 +53,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_experts": (None, 0, 1),
     "quantize_activations": (None, False),
 }
-"""Keys that could change what a plain family computes, and the values with which they do not."""
+"""Keys that could change the computation of a plain family, each with its neutral values."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ModelConfig:
     hidden_size: int
     vocab_size: int
     context: int
-    """Maximum positions of a sequence; at most the window where every layer attends through one."""
+    """Maximum number of positions of a sequence; at most ``window`` where every layer has a sliding window."""
     tied: bool
     """Whether the output head is the embedding."""
     quantisations: Quantisations
@@ -85,7 +85,7 @@ class ModelConfig:
     window: int | None = None
     """Positions to which layers with a sliding window attend."""
     layer_types: tuple[str, ...] = ()
-    """Kind of attention of each layer; empty where all layers have the same."""
+    """Kind of attention of each layer; empty where all layers have the same kind."""
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The computation as a config.json that mlx-lm reads; equal for two spellings of one model."""
 
@@ -249,7 +249,7 @@ def _refuse_unsupported(config: Section, family: str) -> None:
 
 
 def _attention(config: Section, family: str, layers: int, context: int) -> tuple[tuple[str, ...], int | None]:
-    """Kinds of attention of the layers where they differ and mlx-lm supports that, and the window of sliding layers."""
+    """Kinds of attention by layer, empty unless mlx-lm mixes kinds for the family; and the sliding window or None."""
     kinds = config.get("layer_types")
     if kinds is None:
         slides = config.flag("use_sliding_window", family == "mistral") and config.get("sliding_window") is not None

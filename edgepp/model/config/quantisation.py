@@ -35,7 +35,7 @@ class Quantisations:
     exceptions: Mapping[str, Quantisation | None] = field(default_factory=dict)
 
     def of(self, module: str) -> Quantisation | None:
-        """The quantisation of ``module``, if the module is quantised at all: that is, has scales."""
+        """The quantisation of ``module``, which counts only if the checkpoint has scales of the module."""
         return self.exceptions.get(module, self.usual)
 
     def modes(self) -> set[Quantisation]:

@@ -24,7 +24,7 @@ class RopeConfig:
     base: float | None = None
     kind: str = "default"
     scaling: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters of the kind, with every key present."""
+    """Parameters of ``kind``, with every key of the kind present."""
     rotated_part: float = 1.0
     """Fraction of each head that is rotated."""
 
@@ -36,7 +36,7 @@ class RopeConfig:
 
 
 def read_rope(config: Section, head_dim: int, context: int, kinds: Iterable[str] = ()) -> RopeConfig:
-    """The rotations that ``config`` describes for layers of ``kinds``, which must all have the same.
+    """The rotary embedding that ``config`` describes for layers of ``kinds``, which must all have the same one.
 
     Raises:
         ModelError: a value is unusable, two spellings contradict each other, or the kinds differ.

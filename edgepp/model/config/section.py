@@ -26,10 +26,10 @@ class Section:
         return self.values.get(key)
 
     def size(self, key: str, default: int | None = None, maximum: int = 2**31 - 1) -> int:
-        """A whole number from 1 to ``maximum``.
+        """The whole number ``key``, from 1 to ``maximum``; ``default`` where the key is absent.
 
         Raises:
-            ModelError: the value is another, or is absent and has no default.
+            ModelError: the value is not such a number, or is absent and has no default.
         """
         value = self.get(key)
         if value is None and default is not None:
@@ -39,10 +39,10 @@ class Section:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number that float32 holds.
+        """The number ``key``, positive and in the range of float32; ``default`` where the key is absent.
 
         Raises:
-            ModelError: the value is another, or is absent and has no default.
+            ModelError: the value is not such a number, or is absent and has no default.
         """
         value = self.get(key)
         if value is None and default is not None:
@@ -52,10 +52,10 @@ class Section:
         return float(value)
 
     def numbers(self, key: str, length: int) -> list[float]:
-        """A list of ``length`` positive numbers that float32 holds.
+        """The list ``key`` of ``length`` numbers, positive and in the range of float32.
 
         Raises:
-            ModelError: the value is another.
+            ModelError: the value is not such a list, or is absent.
         """
         value = self.get(key)
         if not isinstance(value, list) or len(value) != length:
@@ -63,10 +63,10 @@ class Section:
         return [Section(self.where, {key: item}).number(key) for item in value]
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false.
+        """The boolean ``key``; ``default`` where the key is absent.
 
         Raises:
-            ModelError: the value is neither.
+            ModelError: the value is not a boolean.
         """
         value = self.get(key)
         if value is None:
@@ -76,7 +76,7 @@ class Section:
         return value
 
     def text(self, key: str, default: str) -> str:
-        """A string.
+        """The string ``key``; ``default`` where the key is absent.
 
         Raises:
             ModelError: the value is not a string.
@@ -89,7 +89,7 @@ class Section:
         return value
 
     def section(self, key: str) -> Section:
-        """A JSON object as a section; empty where the key is absent.
+        """The JSON object ``key`` as a section; an empty section where the key is absent.
 
         Raises:
             ModelError: the value is not an object.

@@ -83,7 +83,7 @@ class HubClient:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """End every stream at its next bytes, without new attempts."""
+        """End every stream when its next bytes arrive, without new attempts."""
         self._closed.set()
 
     def listing(self, revision: str) -> Listing:
@@ -139,7 +139,7 @@ class HubClient:
             )
 
     def stream(self, commit: str, name: str, start: int = 0, stop: int | None = None) -> Generator[FileChunk]:
-        """Bytes ``[start, stop)`` of a file; a server without byte ranges sends the whole file, from 0.
+        """Chunks of bytes ``[start, stop)`` of a file; a server without byte ranges sends the whole file, from 0.
 
         The first chunk is empty and tells the size. A transfer that breaks off is resumed.
 

@@ -28,7 +28,7 @@ _PIECE_BYTES = 32 << 20
 _SAVE_BYTES = 256 << 20  # downloaded between two updates of the record of a partial file
 _HEAD_BYTES = 256 << 10  # more than the header of most files, and little compared to their weights
 
-_SPARE_BYTES = 64 << 20
+_SPARE_BYTES = 64 << 20  # left free on the disk after the download
 _MAX_SMALL_FILES_BYTES = 512 << 20
 
 MissingRange = tuple[PartialFile, Range]

@@ -31,7 +31,7 @@ CHECK_ENDPOINT = "check HF_ENDPOINT"
 STALL_S, STALL_BYTES = 30.0, 16 << 10
 """A connection that brings fewer than ``STALL_BYTES`` in ``STALL_S`` seconds counts as broken."""
 
-_TIMEOUT = httpx2.Timeout(20.0, connect=10.0)
+_TIMEOUT = httpx2.Timeout(20.0, connect=10.0)  # seconds for each read or write, and to connect
 _HEADERS_TIMEOUT_S = 60.0  # in all: a server may send one byte within every timeout
 _CHUNK_BYTES = 256 << 10
 _MAX_REDIRECTS = 5
@@ -145,7 +145,12 @@ def iter_body(response: httpx2.Response) -> Iterator[bytes]:
 
 @contextmanager
 def explain_errors(name: str, endpoint: str) -> Iterator[None]:
-    """Turn errors of huggingface_hub and its HTTP library about repository ``name`` into a ModelError with a hint."""
+    """Turn errors of huggingface_hub and its HTTP library about repository ``name`` into a ModelError with a hint.
+
+    Raises:
+        ModelError: the hub refuses the request, or ``endpoint`` does not answer like a hub.
+        HubUnreachable: offline mode is on, or the hub is busy or cannot be reached.
+    """
     try:
         yield
     except OfflineModeIsEnabled as error:

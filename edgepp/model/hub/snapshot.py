@@ -40,7 +40,7 @@ class Snapshot:
         return repository_folder(self.source) / self.commit
 
     def listed(self) -> dict[str, int]:
-        """Name and bytes of each file of the repository, as the hub listed them; empty before the first fetch.
+        """Size in bytes of each file of the repository by name, as the hub listed them; empty before the first fetch.
 
         Raises:
             ModelError: ``files.json`` is damaged.
@@ -55,7 +55,7 @@ class Snapshot:
         return files
 
     def save_listing(self, files: Mapping[str, int]) -> None:
-        """Write the listing of the repository, and that the revision of the source means this commit."""
+        """Record ``files`` as the listing of the repository, and this commit as that of the source's revision."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._root / "files.json", json.dumps(dict(files)).encode())
         reference = _reference(self.source)
@@ -63,7 +63,11 @@ class Snapshot:
         write_atomically(reference, self.commit.encode())
 
     def missing(self, parts: ModelParts) -> list[str]:
-        """Names of the files and tensors of ``parts`` that are not on this disk."""
+        """Names of the files and tensors of ``parts`` that are not on this disk.
+
+        Raises:
+            ModelError: ``files.json``, the index or a partial file on this disk is damaged.
+        """
         return missing_files(self.folder, self.listed(), parts)
 
 
@@ -79,7 +83,11 @@ def recorded_snapshot(source: HubRepository) -> Snapshot | None:
 
 
 def find_on_disk(source: HubRepository, parts: ModelParts) -> Path | None:
-    """The folder with ``parts`` of the source, in edgepp's cache or in that of huggingface_hub, or None."""
+    """The folder with ``parts`` of the source, in edgepp's cache or in that of huggingface_hub, or None.
+
+    Raises:
+        ModelError: the files of the source on this disk are damaged.
+    """
     snapshot = recorded_snapshot(source)
     if snapshot is not None and not snapshot.missing(parts):
         return snapshot.folder

@@ -22,7 +22,7 @@ from edgepp.model.text.content_origin import MessageText, holds_content, joined,
 from edgepp.model.text.conversation import Conversation
 
 MAX_CHARACTERS = 1 << 24
-"""Limit of the text that a template may produce."""
+"""Limit of the number of characters that a template may produce."""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 """Roles that count as text of the template; another role counts as text of the message, like its content."""
 
@@ -31,16 +31,16 @@ _EXACT = frozenset({"d", "default", "lower", "string", "trim", "upper"})
 
 
 class TemplateRefusal(TemplateError):  # noqa: N818 - not an error of the template
-    """The template does not take these messages; it takes others."""
+    """The template does not take these messages, though the template takes others."""
 
 
 def render(
     template: str, conversation: Conversation, variables: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation up to the beginning of the answer, and the ranges of the text that come from it.
+    """The text up to the beginning of the answer, and its ranges [start, stop) that come from the conversation.
 
-    All text of messages, tools and the conversation's own variables comes from it; ``variables`` count as text of the
-    template.
+    Text of messages, tools and the conversation's own variables comes from the conversation; ``variables`` count as
+    text of the template. Ranges are in characters.
 
     Raises:
         TemplateRefusal: the template does not take these messages or tools.
@@ -60,13 +60,13 @@ def render(
 
 
 _ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-"""What a template raises on a conversation that it does not take."""
+"""Exceptions of a template that does not take a conversation."""
 _FUNCTION = {"name": "greet", "description": "Greets.", "parameters": {"type": "object", "properties": {}}}
 _GREETINGS = (
     Conversation.of("hi"),
     Conversation(Conversation.of("hi").messages, ({"type": "function", "function": _FUNCTION},)),
 )
-"""Conversations of which any template takes one: some take none without tools."""
+"""Conversations, one of which any working template takes: some templates take no conversation without tools."""
 
 
 def _renders(template: str, conversation: Conversation, variables: Mapping[str, Any]) -> bool:

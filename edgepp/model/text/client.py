@@ -21,6 +21,7 @@ _REQUEST_TIMEOUT_S = 120.0
 """Limit of a request in wall-clock time, for a stopped process or a very busy machine; CPU limits are much shorter."""
 _MAX_REPLY_BYTES = 1 << 28
 _IDLE_S = 2.0
+"""Time from the last call to the end of the process, unless the process is to be kept."""
 _MAX_WAITING = 256
 """Limit of the calls of one owner that wait for the process."""
 _CALL_COST = 1000
@@ -30,9 +31,8 @@ _CALL_COST = 1000
 class TextClient:
     """The chat template and tokenizer of a model, run in a text process; safe to use from several threads.
 
-    ``open``, ``render``, ``encode``, ``encode_chat`` and ``decode`` raise a ModelError if template or tokenizer fail,
-    take too long or take too much memory. The next call then starts another process. Calls go by the turns of their
-    owners, and raise Overloaded where too many of an owner wait.
+    A call fails if template or tokenizer fail, take too long or take too much memory; the next call then starts another
+    process. Owners of calls get their turns one after the other.
     """
 
     def __init__(self, name: str, definition: str = "") -> None:
@@ -51,7 +51,12 @@ class TextClient:
         threading.Thread(target=self._prepare, name="text", daemon=True).start()
 
     def open(self, folder: Path, size_bytes: int) -> dict[str, Any]:
-        """Read the tokenizer in ``folder``, files of ``size_bytes`` bytes; returns the dict of ``read_definition``."""
+        """Read the tokenizer in ``folder``, files of ``size_bytes`` bytes; returns the dict of ``read_definition``.
+
+        Raises:
+            ModelError: the tokenizer is damaged, or exceeds its limits of time or memory.
+            Overloaded: too many calls without an owner wait.
+        """
         with self._exclusive("", size_bytes):
             request = {"do": "open", "folder": str(folder.absolute()), "size": size_bytes}
             facts: dict[str, Any] = self._call(request, f"the tokenizer of {self._name} cannot be read")
@@ -67,6 +72,8 @@ class TextClient:
 
         Raises:
             PromptRefused: the template does not take these messages.
+            ModelError: the template fails, or exceeds its limits of time or memory.
+            Overloaded: too many calls of the owner wait.
         """
         fields = conversation.to_json()
         request = {"do": "render", "template": template, "conversation": fields, "variables": dict(variables)}
@@ -75,15 +82,30 @@ class TextClient:
         return str(text), content
 
     def encode(self, text: str, special: bool, owner: str = "") -> list[int]:
-        """Ids of ``text``, in which names of control tokens become these tokens; ``special`` adds BOS and the like."""
+        """Ids of ``text``, in which names of control tokens become these tokens; ``special`` adds BOS and the like.
+
+        Raises:
+            ModelError: the tokenizer fails, or exceeds its limits of time or memory.
+            Overloaded: too many calls of the owner wait.
+        """
         return self._encoded({"do": "encode", "text": text, "special": special}, owner)
 
     def encode_chat(self, text: str, content: Sequence[tuple[int, int]], owner: str = "") -> list[int]:
-        """Ids of a rendered conversation, whose ranges ``content`` never become control tokens."""
+        """Ids of a rendered conversation, whose ranges ``content`` in characters never become control tokens.
+
+        Raises:
+            ModelError: the tokenizer fails, or exceeds its limits of time or memory.
+            Overloaded: too many calls of the owner wait.
+        """
         return self._encoded({"do": "chat", "text": text, "content": content}, owner)
 
     def decode(self, ids: Sequence[int], owner: str = "") -> str:
-        """The text of token ids, as the tokenizers library decodes it."""
+        """The text of token ids, as the tokenizers library decodes it.
+
+        Raises:
+            ModelError: the tokenizer fails, or exceeds its limits of time or memory.
+            Overloaded: too many calls of the owner wait.
+        """
         with self._exclusive(owner, len(ids)):
             self._load()
             request = {"do": "decode", "ids": list(ids)}

@@ -2,7 +2,7 @@
 
 Text of the template is plain ``str``. ``MessageText`` is text with at least one character from a message, marked per
 character. Results of operations on MessageText are MessageText; where it is unknown which characters come from the
-message, all are marked.
+message, all characters are marked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MessageText(str):
 
     def __getitem__(self, position: SupportsIndex | slice) -> MessageText:
         if not isinstance(position, slice):
-            position = range(len(self))[operator.index(position)]  # of a key, the TypeError that jinja expects
+            position = range(len(self))[operator.index(position)]  # a key raises the TypeError that jinja expects
             position = slice(position, position + 1)
         return MessageText(str.__getitem__(self, position), self._mask[position])
 

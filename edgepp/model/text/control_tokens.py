@@ -18,7 +18,8 @@ def is_control(name: str, special: bool) -> bool:
 def grammar_literal(text: str, control_tokens: Mapping[str, int]) -> str:
     """Terms of a Lark grammar for ``text``, in which the names of control tokens are these tokens; empty for no text.
 
-    ``control_tokens`` are a tokenizer's, names to ids. A string of a grammar never matches a special token.
+    ``control_tokens`` maps the names of a tokenizer's control tokens to ids. A string of a grammar never
+    matches a special token.
     """
     names = [name for name in control_tokens if name and name in text]
     if not names:

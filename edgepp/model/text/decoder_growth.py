@@ -12,10 +12,10 @@ _MAX_GROWTH = 16.0
 
 
 def check_growth(chain: Sequence[Mapping[str, Any]]) -> None:
-    """Check that the decoders make no text much longer: forty that double it would fill the memory with one token.
+    """Check that the decoders of ``chain`` make no text much longer: forty doublings would make one token fill memory.
 
     Raises:
-        ModelError: they do, or there are absurdly many.
+        ModelError: the decoders make a text much longer, or there are absurdly many decoders.
     """
     growth = 1.0
     for one in chain:

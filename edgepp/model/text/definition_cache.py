@@ -1,6 +1,6 @@
-"""Cache of tokenizer definitions: what the text process read in a model folder, by a digest of the files it reads.
+"""Cache of tokenizer definitions, as the text process read them in a model folder, by a digest of the files read.
 
-Reading a folder takes a second or more of processor time, since transformers does it; a model is opened many times.
+transformers takes a second or more of processor time to read a folder, and a model is opened many times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_ENTRY_BYTES = 1 << 28
 _MAX_ENTRIES = 16
 """Entries that are kept, the last ones written."""
 _TEXTS = ("definition", "template", "tool_template", "bos")
-"""Facts that are texts; all but the definition may be None."""
+"""Keys of the facts that are texts; all but the definition may be None."""
 
 
 def cached_definition(

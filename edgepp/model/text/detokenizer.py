@@ -31,7 +31,7 @@ class Detokenizer:
         return "" if text is None else "".join(_run([text], self._steps))
 
     def finish(self) -> str:
-        """The text that was held back, at the end of the sequence."""
+        """End the sequence; returns the text that was held back."""
         pieces: list[str] = []
         for n, step in enumerate(self._steps):
             pieces += _run(step.finish(), self._steps[n + 1 :])
@@ -49,7 +49,7 @@ class Detokenizer:
 
 
 def detokenizer_factory(definition: Mapping[str, Any] | None) -> Callable[[Mapping[int, str]], Detokenizer]:
-    """A factory of detokenizers for the ``decoder`` of a ``tokenizer.json``; it takes the texts of tokens by id.
+    """A factory, called with the texts of tokens by id, of detokenizers for the ``decoder`` of a ``tokenizer.json``.
 
     Raises:
         ModelError: the kind of decoder is not supported.
@@ -59,7 +59,7 @@ def detokenizer_factory(definition: Mapping[str, Any] | None) -> Callable[[Mappi
 
 
 class _Step(Protocol):
-    """A decoder of a chain, which turns tokens into tokens; ``finish`` returns those held back."""
+    """A decoder of a chain, which turns tokens into tokens; ``finish`` returns the tokens that were held back."""
 
     def add(self, token: str) -> list[str]: ...
 
@@ -88,7 +88,7 @@ class _PerToken:
 
 
 class _Bytes:
-    """Alphabet of GPT-2: each character of a token stands for a byte of UTF-8."""
+    """Decoder of GPT-2's alphabet: each character of a token stands for a byte of UTF-8."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -101,7 +101,7 @@ class _Bytes:
 
 
 class _ByteFallback:
-    """Tokens such as ``<0xE2>`` stand for bytes. A run of such tokens is text only if all its bytes are UTF-8."""
+    """Decoder of tokens such as ``<0xE2>``, which stand for bytes; a run of such tokens is text only if it is UTF-8."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -153,7 +153,7 @@ class _ReplaceInText:
 
 
 class _Suffix:
-    """A suffix marks the end of a word and becomes a space, except in the last token."""
+    """Replacement of a suffix, which marks the end of a word, by a space, except in the last token."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
@@ -168,7 +168,7 @@ class _Suffix:
 
 
 class _Ctc:
-    """Repeated tokens count once; a pad token separates two equal tokens."""
+    """Decoder that counts repeated tokens once; a pad token separates two equal tokens."""
 
     def __init__(self, pad: str, delimiter: str, cleanup: bool) -> None:
         self._pad, self._delimiter, self._cleanup = pad, delimiter, cleanup
@@ -268,7 +268,7 @@ def _alphabet() -> dict[str, int]:
 
 
 BYTE_OF_CHARACTER = _alphabet()
-_MAX_OLD = 64  # characters of a replaced string, held back until it is decided
+_MAX_OLD = 64  # limit of the characters of a replaced string, and so of the text held back
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLEANUP = (
     (" .", "."),

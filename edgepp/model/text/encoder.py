@@ -49,6 +49,9 @@ class Encoder:
         """Ids of a rendered conversation, whose ranges ``content`` come from messages and never become control tokens.
 
         If no message contains the name of a control token, these are the ids of ``encode(text, special=False)``.
+
+        Raises:
+            ValueError: a message has the name of a control token, which this tokenizer cannot keep apart from text.
         """
         encoding = self._plain.encode(text, add_special_tokens=False)
         ids = encoding.ids

@@ -23,7 +23,9 @@ from edgepp.model.text.tokenizer_definition import import_reader, read_definitio
 from edgepp.printable import one_line
 
 MAX_MEMORY_BYTES = 2 << 30
+"""Limit of the memory of the process."""
 RENDER_S = 1
+"""Limit in CPU seconds for rendering a conversation."""
 
 
 def encode_s(characters: int) -> int:

@@ -16,9 +16,9 @@ from edgepp.model.text.conversation import Conversation, Prompt
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1024
 MAX_PROMPT_BYTES = 16 << 20
-"""Bytes of a prompt: its text in UTF-8, and eight bytes per other value."""
+"""Limit of the bytes of a prompt: its text in UTF-8, and eight bytes per other value."""
 MAX_DEPTH = 64
-"""Levels of objects and lists within a message, a tool or a variable."""
+"""Limit of the levels of objects and lists within a message, a tool or a variable."""
 RESERVED_VARIABLES = frozenset(
     ("messages", "tools", "add_generation_prompt", "continue_final_message", "raise_exception", "strftime_now")
 ) | frozenset(("namespace", "dict", "range", "cycler", "joiner", "lipsum", "self"))
@@ -113,7 +113,7 @@ def _check_continued(last: Mapping[str, Any]) -> None:
 
 
 def _checked_message(message: Any, where: str) -> int:
-    """The bytes of a message."""
+    """Check a message; returns its size in bytes."""
     if not isinstance(message, Mapping):
         raise UsageError(f"{where} must be an object with role and content, not {message!r:.40}")
     for name, value in message.items():
@@ -150,7 +150,7 @@ def _check_calls(calls: Any, where: str) -> None:
 
 
 def _checked_tool(tool: Any, where: str) -> int:
-    """The bytes of a tool."""
+    """Check a tool; returns its size in bytes."""
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UsageError(f"{where} must be an object with a function that has a name")
@@ -160,7 +160,7 @@ def _checked_tool(tool: Any, where: str) -> int:
 
 
 def _checked_variables(variables: Any) -> int:
-    """The bytes of the variables."""
+    """Check the variables of a conversation; returns their size in bytes."""
     if not isinstance(variables, Mapping):
         raise UsageError(f"the variables of a template must be an object, not {variables!r:.40}")
     for name in variables:
@@ -170,10 +170,10 @@ def _checked_variables(variables: Any) -> int:
 
 
 def _bytes_of(value: Any, where: str, depth: int = 0) -> int:
-    """The bytes of a value of JSON.
+    """Check a JSON value; returns its size in bytes as ``MAX_PROMPT_BYTES`` counts them.
 
     Raises:
-        UsageError: a part of it is no value of JSON, no Unicode text, or nested too deeply.
+        UsageError: a part of the value is not JSON, not Unicode text, or nested too deeply.
     """
     if isinstance(value, str):
         return _bytes_of_text(value, where)

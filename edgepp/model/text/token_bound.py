@@ -1,4 +1,4 @@
-"""Lower bounds of the number of tokens of a text, found without encoding the text, so that a long one is refused early.
+"""Lower bounds of the number of tokens of a text, found without encoding, so that a long text is refused early.
 
 ``characters_per_token`` is a rough bound for any tokenizer and all characters, white space included, and ``TokenBound``
 a closer one for the tokenizers that it knows.
@@ -38,7 +38,7 @@ class TokenBound:
 
     @classmethod
     def of(cls, definition: Mapping[str, Any]) -> TokenBound | None:
-        """The bound by a parsed ``tokenizer.json``.
+        """The bound for the tokenizer of ``definition``, a parsed ``tokenizer.json``.
 
         None where the tokenizer drops text other than white space and ``uncounted`` bytes, shortens text otherwise than
         by NFC, or makes one token of many unknown characters.
@@ -67,7 +67,7 @@ class TokenBound:
 
 
 def characters_per_token(definition: Mapping[str, Any]) -> int:
-    """Largest number of characters of a text that one token stands for, by a parsed ``tokenizer.json``.
+    """Largest number of characters of a text that one token of ``definition``, a parsed ``tokenizer.json``, stands for.
 
     A text can have fewer tokens only where its tokenizer drops text, such as white space beside a control token, or
     makes one token of several unknown characters.
@@ -93,7 +93,7 @@ def _shrinking(normalizers: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def _parts(part: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
-    """A normalizer or pre-tokenizer, taken apart where it is a sequence."""
+    """The parts of a normalizer or pre-tokenizer that is a sequence, else the normalizer or pre-tokenizer alone."""
     if part is None:
         return []
     if part["type"] == "Sequence":

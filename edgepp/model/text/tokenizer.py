@@ -33,11 +33,11 @@ _THINKING_TOKENS = (
     ("<|channel>", "<channel|>"),
     ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
 )
-"""Like mlx-lm, templates get ``enable_thinking`` if the vocabulary has all the tokens of one of these."""
+"""Tokens around reasoning, by family. As in mlx-lm, a template gets ``enable_thinking`` if all tokens of one exist."""
 _MAX_TOKEN_CHARACTERS = 4096
-"""Characters of a token: a model's answer may repeat its longest token as often as it has tokens."""
+"""Limit of the characters of a token, since an answer may consist of the longest token alone."""
 _LONG = 1 << 17
-"""Characters of a text, or ids, that occupy a process of their own, since they may take seconds."""
+"""Number of characters of a text, or of ids, from which the second process does the work, which may take seconds."""
 _TURN_ENDS = frozenset(
     ("<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|return|>", "<|call|>")
 )
@@ -56,7 +56,7 @@ class Tokenizer:
     _tokens: _Tokens
     _client: TextClient
     _long_client: TextClient
-    """A second process, for long texts, behind which no other text waits; it ends soon after each."""
+    """A second process, for long texts, behind which no other text waits; the process ends soon after each text."""
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -91,7 +91,7 @@ class Tokenizer:
 
     @property
     def template(self) -> str:
-        """The chat template for conversations with tools, by which their format is known; empty if there is none."""
+        """The chat template for conversations with tools, which tells their format; empty if there is no template."""
         return self._facts["tool_template"] or self._facts["template"] or ""
 
     @cached_property
@@ -118,7 +118,7 @@ class Tokenizer:
             prompt: The prompt to encode.
             context: Tokens that prompt and answer may have together. A text that is certainly longer is refused before
                 it occupies the tokenizer's process, which all requests share.
-            owner: Who asks; the tokenizer's process serves owners in turns.
+            owner: Owner of the prompt; the tokenizer's process serves owners in turns.
             answered: Whether the prompt is to be answered: it must not be empty, and leave room in ``context``.
 
         Raises:
@@ -151,7 +151,7 @@ class Tokenizer:
         the text already begins with BOS.
 
         Raises:
-            UsageError: the text is not Unicode.
+            UsageError: the text is not Unicode, or too large.
             ModelError: the tokenizer fails, or exceeds its limits.
         """
         check_prompt(text)
@@ -213,7 +213,7 @@ class Tokenizer:
                 f"{self.name} has no chat template: it only continues text",
                 "give the text as it is with --raw, or use an Instruct model",
             )
-        # As mlx-lm does: models that think do so unless they are told not to.
+        # As in mlx-lm, models that can think do, unless the conversation says otherwise.
         variables = {"enable_thinking": bool(self.thinking_tokens), **conversation.variables}
         conversation = replace(conversation, variables=variables)
         size = characters_of(conversation)
@@ -268,7 +268,7 @@ class _Tokens:
     detokenizer: Callable[[Mapping[int, str]], Detokenizer]
     bound: TokenBound | None
     longest: int
-    """Characters that a token stands for at most."""
+    """Largest number of characters that one token stands for."""
 
     @classmethod
     def of(cls, name: str, definition: Mapping[str, Any]) -> _Tokens:

@@ -26,8 +26,8 @@ def read_definition(folder: Path) -> dict[str, Any]:
     """The tokenizer in ``folder`` as a dict.
 
     ``definition`` is the text of a ``tokenizer.json`` without padding and truncation, ``template`` the chat template or
-    None, ``tool_template`` the chat template for conversations with tools, mostly the same, ``bos`` the text of that
-    token or None, ``eos`` an id or None, ``special`` the special tokens by role.
+    None, ``tool_template`` the chat template for conversations with tools, mostly the same, ``bos`` the text of the
+    BOS token or None, ``eos`` an id or None, ``special`` the special tokens by role.
 
     Raises:
         Exception: from transformers, for a tokenizer that is damaged or wants to run code of its own.
@@ -66,7 +66,7 @@ def _template(inner: Any, tools: list[Any] | None) -> str | None:
 
 
 def _keep_ids(inner: Any, tokenizer_json: str) -> None:
-    """Give added tokens the ids of the file; the library renumbers them, and may collide with another token."""
+    """Give added tokens the ids of the file; transformers renumbers them, and a new id may be that of another token."""
     wanted = {one["content"]: one["id"] for one in json.loads(tokenizer_json).get("added_tokens", ())}
     backend = inner.backend_tokenizer
     if all(backend.token_to_id(text) == token for text, token in wanted.items()):

@@ -54,8 +54,7 @@ class Checkpoint:
 
         Raises:
             ModelError: the folder is not a model, is damaged, asks for an unsupported computation, or wants to run code
-            of
-                its own.
+                of its own.
         """
         config = read_config(path)
         checkpoint = cls(path, config, *read_tensors(path))
@@ -207,7 +206,7 @@ class Checkpoint:
         return found
 
     def array(self, name: str) -> Array:
-        """The tensor as a read-only view of the mapped file, whose bytes are read when they are used.
+        """The tensor ``name`` in its stored shape and dtype: a read-only view of the mapped file, read when used.
 
         Raises:
             ModelError: the tensor is not on this disk.

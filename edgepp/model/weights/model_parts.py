@@ -27,7 +27,7 @@ class ModelParts:
     everything: bool = False
 
     def wants(self, tensor: str) -> bool:
-        """Whether the tensor of that name belongs to the parts."""
+        """Whether the tensor named ``tensor`` belongs to the parts."""
         layer = layer_of(tensor)
         if self.everything:
             return True
@@ -45,7 +45,7 @@ ALL_PARTS = ModelParts(everything=True)
 
 
 def weight_files(folder: Path, listed: Iterable[str], parts: ModelParts) -> dict[str, list[str]]:
-    """The safetensors files with wanted tensors, and the wanted tensors that the index assigns to each.
+    """Names of the safetensors files with tensors of ``parts``, and the tensors that the index assigns to each.
 
     Without an index, the lists are empty: the headers of the files give the tensors.
 
@@ -63,7 +63,11 @@ def weight_files(folder: Path, listed: Iterable[str], parts: ModelParts) -> dict
 
 
 def missing_files(folder: Path, listed: Collection[str], parts: ModelParts) -> list[str]:
-    """Names of the files and tensors of ``parts`` that ``folder`` lacks; ``listed`` are all files of the model."""
+    """Names of the files and tensors of ``parts`` that ``folder`` lacks; ``listed`` are all files of the model.
+
+    Raises:
+        ModelError: the index, a safetensors file or its record is damaged.
+    """
     needed = {"config.json", *(name for name in listed if parts.wants_file(name))}
     absent = sorted(name for name in needed if not (folder / name).is_file())
     if absent:

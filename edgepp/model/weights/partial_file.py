@@ -34,7 +34,7 @@ class PartialFile:
 
     @classmethod
     def open(cls, path: Path) -> PartialFile | None:
-        """The file as an earlier fetch left it; None where there is no such file.
+        """The file ``path`` as an earlier fetch left it; None where there is no such file.
 
         Raises:
             ModelError: the file or its record is damaged.

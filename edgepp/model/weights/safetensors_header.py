@@ -41,7 +41,7 @@ DTYPES: Mapping[str, npt.DTypeLike] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-"""Safetensors dtype names that a checkpoint may use."""
+"""Numpy dtype of each safetensors dtype that a checkpoint may use."""
 _UNSUPPORTED_DTYPES = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"})
 """Safetensors dtypes that no backend supports."""
 
@@ -68,7 +68,7 @@ class TensorPlace:
 
 
 def wrong_dtype(name: str, folder: Path, dtype: str) -> ModelError:
-    """The error for a tensor of a dtype that cannot be what it is used for."""
+    """The error for the tensor ``name`` of ``folder``, whose dtype does not suit the use of the tensor."""
     return ModelError(
         f"{name} of {folder.name} is of the type {dtype}, which its place in the model cannot be",
         "take the model from where it was published, or convert it with `mlx_lm.convert`",
@@ -150,7 +150,7 @@ def _check_apart(places: Sequence[TensorPlace]) -> None:
 
 
 def read_header(file: Path, *, include_missing: bool = False) -> list[TensorPlace]:
-    """Places of the tensors in ``file``, with ``include_missing`` also of those not fetched yet.
+    """Places of the tensors in ``file``, with ``include_missing`` also of tensors that are not fetched yet.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,6 +1,6 @@
 """The part of a checkpoint's decoder layers and output head that one rank of a tensor-parallel stage computes.
 
-A view of the mapped file: rows are not copied, and of a part of the columns only the pages are read that hold them.
+The part is a view of the mapped file: no weight is copied, and only the pages with used rows or columns are read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ShardedCheckpoint(Checkpoint):
         return cls(checkpoint.path, checkpoint.config, checkpoint.tensors, checkpoint.known, share=share)
 
     def array(self, name: str) -> Array:
-        """The rank's part of a tensor; of a bias that is added to a sum over ranks, rank 0 has all and others zeros.
+        """The rank's part of the tensor ``name``; a bias of a sum over ranks is whole for rank 0, and zeros for others.
 
         Raises:
             ModelError: the tensor is not on this disk.
@@ -53,7 +53,7 @@ class ShardedCheckpoint(Checkpoint):
         return nbytes if part is None else nbytes * len(part[1]) // part[2]
 
     def _part(self, name: str) -> tuple[int, range, int] | None:
-        """Axis, numbers and their total along which a tensor is shared; None for one that every rank has."""
+        """Axis on which a tensor is shared, the rank's indices, and the number of all indices; None if not shared."""
         model, share = self.settings, self.share
         match name.split(".")[-2]:
             case "q_proj":

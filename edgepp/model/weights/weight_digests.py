@@ -21,9 +21,9 @@ from edgepp.model.weights.checkpoint import Checkpoint, layer_of
 from edgepp.model.weights.safetensors_header import TensorPlace
 
 MAX_DIGESTS = 256
-"""Digests of one folder at most: layers from 255 on have none."""
+"""Limit of the number of digests of a folder: layers from 255 on have no digest."""
 SAMPLE_BYTES = 1 << 11
-"""Bytes of a tensor that are read at a time: at its beginning, and in its middle, where an embedding has no padding."""
+"""Bytes of each sample of a tensor: at its beginning, and in its middle, where an embedding has no padding."""
 
 ABSENT = 0
 """Value in place of the digest of a layer that is not whole on this disk."""

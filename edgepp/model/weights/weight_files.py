@@ -51,10 +51,10 @@ def read_index(folder: Path) -> dict[str, str] | None:
 
 
 def unindexed(names: Iterable[str], folder: Path) -> list[str]:
-    """The names among ``names``, files of a folder without an index, that belong to the model.
+    """The files of the model among ``names``, the files of a folder without an index.
 
     Raises:
-        ModelError: there are two numbered sets.
+        ModelError: the files are of two numbered sets.
     """
     present = set(names)
     if SINGLE in present:
