@@ -39,12 +39,17 @@ class BenchArguments:
     peer: str | None = None
     single: bool = False
     layouts: tuple[tuple[int, int], ...] | None = None
+    """Pairs of a number of stages and of processes per stage."""
     quick: bool = False
     rounds: int | None = None
     requests: tuple[int, ...] | None = None
+    """Numbers of simultaneous requests."""
     words: tuple[int, ...] | None = None
+    """Numbers of words that an answer is to have."""
     out: str | None = None
+    """Folder of the report, or of the plot of --history."""
     compare: tuple[str, str] | None = None
+    """Two reports, each as a file or folder."""
     history: bool = False
     as_json: bool = False
 
@@ -52,7 +57,7 @@ class BenchArguments:
         """The target of the measurement.
 
         Raises:
-            UsageError: an option needs a pipeline on this machine, or a cluster.
+            UsageError: an option needs a pipeline on this machine, or -m and --peer are both given.
         """
         from edgepp.ui.bench import BenchmarkOptions
 

@@ -36,18 +36,20 @@ if TYPE_CHECKING:
     from edgepp.engine.request import GenerateOptions
 
 _PIPE_TIMEOUT_S = 2.0
-"""Silence of a pipe before a message says that its end is awaited."""
+"""Wait for the first bytes of a pipe before a message says that the command waits for the end of the pipe."""
 
 
 @dataclass(frozen=True)
 class PromptArguments:
-    """The prompt of `edgepp chat`, and how the answer is shown."""
+    """The prompt of `edgepp chat`, and the form in which the answer is shown."""
 
     prompt: str | None = None
     """None for an interactive chat."""
     system: str | None = None
     raw: bool = False
+    """Whether the prompt is sent unchanged, without the chat template of the model."""
     choices: int | None = None
+    """Number of answers to the prompt, printed with numbers; None for one answer, printed as it comes."""
     as_json: bool = False
     trace: str | None = None
     """File for the trace of the answer."""
@@ -56,7 +58,8 @@ class PromptArguments:
         """The same arguments, checked, with piped input appended to the prompt.
 
         Raises:
-            UsageError: the options contradict each other, or the piped input is too large or not UTF-8.
+            UsageError: the options contradict each other, the prompt is missing or empty, or the piped input is too
+                large or not UTF-8.
         """
         prompt = _with_piped(self.prompt)
         if prompt is None and (self.as_json or self.raw or self.choices is not None):

@@ -45,7 +45,7 @@ class CheckedText(click.ParamType):  # type: ignore[type-arg]  # generic in some
     name = "text"
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> str:
-        """The text.
+        """The argument, as checked text.
 
         Raises:
             UsageError: the argument is too large or not UTF-8.
@@ -106,16 +106,16 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
         self._reader = reader
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> object:
-        """The parsed value.
+        """The result of the function for ``value``.
 
         Raises:
-            UsageError: the text is not such a value.
+            UsageError: the function cannot parse ``value``.
         """
         return self._reader()(value)
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]
-    """A list of counts from 1 to ``maximum``, like ``1,2,4``; the command receives them sorted, each once."""
+    """A list of counts of ``what``, from 1 to ``maximum``, like ``1,2,4``; the command receives a sorted tuple."""
 
     name = "counts"
 
@@ -126,10 +126,10 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: str | tuple[int, ...], _param: click.Parameter | None, _ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """The counts.
+        """The counts in ``value``, sorted, each once.
 
         Raises:
-            UsageError: the text is not a list of such counts.
+            UsageError: ``value`` is not a list of counts from 1 to the maximum.
         """
         if not isinstance(value, str):
             return value
@@ -167,7 +167,7 @@ class _Traced(click.ParamType):  # type: ignore[type-arg]
     name = "traced"
 
     def convert(self, value: str | int, _param: click.Parameter | None, _ctx: click.Context | None) -> int:
-        """The number, 0 for ``off``.
+        """Number of requests whose traces are kept, 0 for ``off``.
 
         Raises:
             UsageError: the text is neither ``off`` nor ``last:N``.
@@ -189,7 +189,7 @@ class _Bits(click.Choice[str]):
     """A choice between numbers of bits."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:  # type: ignore[override]
-        """The chosen number."""
+        """The chosen number of bits."""
         return int(super().convert(value, param, ctx))
 
 
@@ -230,7 +230,7 @@ def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]],
 
 
 def logging_options(command: Command) -> Command:
-    """Give a command that runs until it is stopped the options of logs, which take effect when they are parsed."""
+    """Add --log-format and --log-level to ``command``; logs change as soon as these options are parsed."""
 
     def chosen(context: click.Context, param: click.Parameter, value: str | None) -> None:
         if value is None:

@@ -1,4 +1,4 @@
-"""`edgepp plan`."""
+"""`edgepp plan`: its options, and the choice between a cluster and slices of a chip."""
 
 from __future__ import annotations
 

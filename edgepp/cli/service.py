@@ -65,7 +65,7 @@ def _check_options(role: Role, options: tuple[str, ...]) -> None:
     """Check the options of the service by reading them as its command will.
 
     Raises:
-        UsageError: a code is among the options, which would be void before the service started again.
+        UsageError: the options contain a pairing code, which is void when the service starts again, or are not valid.
     """
     from edgepp.cli.serve_join import join, serve
 
