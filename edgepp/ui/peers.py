@@ -22,9 +22,10 @@ _MAX_CLOCK_OFFSET_S = 5.0
 
 
 def connect(peer: str | None = None) -> CoordinatorClient:
-    """A connection to the cluster of this machine.
+    """A connection to the cluster of this machine; ``peer`` is ``HOST:PORT`` of the coordinator, None to search for it.
 
     Raises:
+        UsageError: ``peer`` is not an address.
         PairingError: this machine belongs to no cluster, or is not admitted.
         PeerLost: the coordinator is not found.
     """
@@ -32,7 +33,7 @@ def connect(peer: str | None = None) -> CoordinatorClient:
 
 
 def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a code and how to use it."""
+    """Print a pairing code, and the command for the machine that joins."""
     code, port = answer["code"], answer["port"]
     peers = [str(Address(host, port)) for host in answer["addresses"]]
     if as_json:
@@ -45,7 +46,7 @@ def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a token and how to use it."""
+    """Print a token, and the steps for the machines that join by it."""
     if as_json:
         click.echo(json.dumps({"token": answer["token"], "name": answer["name"]}))
         return
@@ -87,7 +88,14 @@ def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
-    """Checks of `edgepp doctor` that need the coordinator: is the key accepted, do versions and clocks agree."""
+    """Checks of `edgepp doctor` that need the coordinator, none if this machine belongs to no cluster.
+
+    In this order: admission by the coordinator; states, versions and clocks of the nodes; cost of sums. ``peer`` is
+    ``HOST:PORT`` of the coordinator, None to search for it.
+
+    Raises:
+        EdgeppError: the file of the cluster is damaged, or others may read it.
+    """
     if load_cluster() is None:
         return ()
     reached: list[CoordinatorClient] = []
@@ -114,7 +122,7 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
 
 
 def _next_step(error: EdgeppError) -> str:
-    """The next step after an error; another one than running `edgepp doctor`."""
+    """The next step after an error, without the advice to run `edgepp doctor`, which runs already."""
     if isinstance(error, PeerLost):
         return "start `edgepp serve` on the coordinator's machine, or give its address with --peer HOST:PORT"
     return error.hint

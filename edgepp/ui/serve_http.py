@@ -23,7 +23,7 @@ def facts(http: HttpServer | None) -> dict[str, Any]:
 
 
 def greet(http: HttpServer | None) -> None:
-    """Print how clients reach the server."""
+    """Print the URLs of the server, a command to try, and for a LAN its key and QR code; nothing without a server."""
     if http is None:
         return
     if http.taken_port is not None:

@@ -27,7 +27,7 @@ def sum_text(pair: Mapping[str, Any]) -> str:
 
 
 def measured_sums(connection: CoordinatorClient) -> Finding:
-    """The cost of sums over each pair of nodes, measured now where it was not measured before."""
+    """The finding on the cost of sums over each pair of nodes; other pairs are measured now, in 20 s."""
     try:
         wanted = connection.call("measure")["pairs"]
         until_s = time.monotonic() + _WAIT_S
@@ -44,5 +44,5 @@ def measured_sums(connection: CoordinatorClient) -> Finding:
 
 
 def tried(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The pairs of nodes whose measurement has ended, well or not."""
+    """The pairs of nodes whose measurement has ended, with figures or with a problem."""
     return [pair for pair in status["sums"] if pair["latency_s"] is not None or pair["problem"]]

@@ -42,7 +42,7 @@ def list_requests(peer: str | None, *, as_json: bool) -> None:
 def show_request(request: str, output: str | None, peer: str | None, *, as_json: bool) -> None:
     """Print the parts of a request's time, and write its trace to the file ``output``.
 
-    An empty ``output`` is the usual name, None writes no file.
+    An empty ``output`` means the file ``REQUEST.trace.json`` in the current folder; None writes no file.
 
     Raises:
         EdgeppError: the coordinator is not found, or keeps no such trace; or the file cannot be written.
@@ -70,7 +70,7 @@ def write(trace: TraceView, path: Path) -> None:
 
 
 def write_all(traces: Iterable[RequestTrace], path: Path) -> None:
-    """Write several traces, in whatever order, as one file for Perfetto; an empty one without any.
+    """Write traces, in any order, as one file for Perfetto; without traces the file has no events.
 
     Raises:
         UsageError: the file cannot be written.

@@ -21,8 +21,10 @@ Change = list[Any]
 def write_config(config: ConfigFile, record: Path) -> Path:
     """Write the settings that the client needs, after undoing earlier ones; returns the path of the client's file.
 
+    ``record`` is the file in which edgepp keeps what it changed, for ``undo_config``.
+
     Raises:
-        EdgeppError: a file cannot be read or written, or holds what cannot be changed safely.
+        EdgeppError: a file cannot be read or written, or the client's file is in a form that cannot be merged.
     """
     undo_config(record)
     path = config.path.expanduser().resolve()  # a link stays a link
@@ -69,7 +71,7 @@ def undo_config(record: Path) -> Path | None:
 
 
 def _remove_empty(folders: object) -> None:
-    """Remove the folders that writing has made, the innermost first, up to one that others use too."""
+    """Remove the ``folders`` that were made for a file, the innermost first, up to a folder that has other files."""
     with suppress(OSError):
         for folder in folders if isinstance(folders, list) else []:
             Path(folder).rmdir()
