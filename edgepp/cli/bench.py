@@ -133,7 +133,7 @@ def _layouts() -> Callable[[str], object]:
 )
 @click.option("--backend", type=BACKENDS, help="Library that computes.  [default: auto]")
 @click.option("--speculate", metavar="HOW", help=f"{SPECULATE_HELP}  [default: off]")
-@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if it is not found.")
+@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, like 10.0.0.2:5700, if it is not found.")
 @click.option("--single", is_flag=True, help="Also measure the whole model in one process here, and print the ratio.")
 @click.option(
     "--quick", is_flag=True, help="Fewer rounds, shorter prompts and answers: about a minute for a small model."

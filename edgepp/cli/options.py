@@ -14,7 +14,7 @@ import click
 from edgepp.errors import UsageError
 
 SPECULATE_HELP = (
-    "Guess tokens ahead, so that a stage works on a guess while the next one works on the token before: lookup (from"
+    "Guess tokens ahead, so that a stage works on a guess while the next stage works on the token before: lookup (from"
     " your texts so far), the name of a small model that guesses too, or off. Guessing never changes an answer, and"
     " pauses where it does not save time."
 )
@@ -25,10 +25,13 @@ TOGETHER_HELP = (
 MODEL_HELP = "A name from `edgepp models list`, a Hugging Face repository (org/name), or a folder in mlx-lm format."
 LOG_FORMAT_HELP = (
     "Log to standard error as text, or as one JSON object per line with time, node, stage, request id and event; the"
-    " processes that are started here too. What people ask and are answered is never logged.  [default: text]"
+    " processes that the command starts do so too. Prompts and answers are never logged.  [default: text]"
 )
-LOG_LEVEL_HELP = "Least level of what is logged.  [default: warning; info with --log-format json]"
-KV_BITS_HELP = "Bits per key and value in the KV cache: more and longer conversations fit, slightly less accurate."
+LOG_LEVEL_HELP = "Lowest level that is logged.  [default: warning; info with --log-format json]"
+KV_BITS_HELP = (
+    "Bits per key and value in the KV cache, in place of floats: more and longer conversations fit, slightly less"
+    " accurate."
+)
 TENSOR_HELP = "Let T processes on this machine compute each layer of a stage together, or share it unequally, like 5:3."
 ALLOW_SLEEP_HELP = "Let this machine sleep while it computes answers; else it is kept awake where the system allows."
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
