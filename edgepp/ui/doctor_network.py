@@ -36,7 +36,7 @@ def multicast() -> Iterator[Finding]:
     try:
         hearings = listen(_LISTEN_S)
     except OSError as error:
-        do = "end the program that does not share it (for avahi: `disallow-other-stacks=no`), or " + _BY_HAND
+        do = "end the program that does not share the port (for avahi: `disallow-other-stacks=no`), or " + _BY_HAND
         yield Finding(f"port {PORT}", False, f"cannot be opened: {error.strerror}", do)
         return
     yield Finding(f"port {PORT}", True, "can be opened")

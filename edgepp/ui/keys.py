@@ -29,7 +29,7 @@ def list_keys(*, as_json: bool) -> None:
     """Print the names of all keys, oldest key first.
 
     Raises:
-        EdgeppError: the file of keys is damaged, others may read it, or it cannot be read.
+        EdgeppError: the file of keys is damaged, other users may read it, or it cannot be read.
     """
     keys = api_keys.load_keys()
     if as_json:

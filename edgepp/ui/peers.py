@@ -42,7 +42,7 @@ def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo("Run this on the other machine within ten minutes:\n")
     say(f"    edgepp join {code}\n", bold=True)
     if peers:
-        say(f"If it does not find this machine, add --peer {peers[0]}")
+        say(f"If the command does not find this machine, add --peer {peers[0]}")
 
 
 def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -67,7 +67,9 @@ def show_revoked(answer: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(f"{answer['revoked']} is revoked; only a new code of `edgepp invite` lets it join again")
     if answer["came_by"]:
         name = answer["came_by"]
-        click.echo(f"It joined by {name}, and can join by it under a new key: `edgepp revoke {name}` prevents that")
+        click.echo(
+            f"The machine joined by {name}, which lets it join under a new key: `edgepp revoke {name}` prevents that"
+        )
 
 
 def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -94,7 +96,7 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
     ``HOST:PORT`` of the coordinator, None to search for it.
 
     Raises:
-        EdgeppError: the file of the cluster is damaged, or others may read it.
+        EdgeppError: the file of the cluster is damaged, or other users may read it.
     """
     if load_cluster() is None:
         return ()

@@ -32,7 +32,7 @@ _LINGER = (
 )
 _LOCAL_NETWORK = (
     "macOS may ask whether edgepp may find devices on your local network: allow it, or other machines are not reached."
-    " Nobody is asked for a daemon: sudo edgepp service install --daemon …"
+    " A daemon needs no such permission: sudo edgepp service install --daemon …"
 )
 
 
@@ -78,9 +78,7 @@ def install(role: Role, options: tuple[str, ...], *, daemon: bool, linger: bool 
     say(f"installed and started under {found.name}: {' '.join(definition.command)}")
     say(f"file: {found.path}")
     if os.environ.get("EDGEPP_TOKEN"):
-        say(
-            f"EDGEPP_TOKEN is not written into it; a later start needs the token in {config_dir() / 'token'} (mode 600)"
-        )
+        say(f"EDGEPP_TOKEN is not in this file; a later start needs the token in {config_dir() / 'token'} (mode 600)")
     if isinstance(found, Systemd) and not found.lingers:
         say(f"{_LINGER} To turn it on: loginctl enable-linger")
     if isinstance(found, Launchd) and not daemon:

@@ -27,7 +27,7 @@ def sum_text(pair: Mapping[str, Any]) -> str:
 
 
 def measured_sums(connection: CoordinatorClient) -> Finding:
-    """The finding on the cost of sums over each pair of nodes; other pairs are measured now, in 20 s."""
+    """The finding on the cost of sums over each pair of nodes, after up to 20 s for the pairs not measured yet."""
     try:
         wanted = connection.call("measure")["pairs"]
         until_s = time.monotonic() + _WAIT_S
@@ -39,7 +39,9 @@ def measured_sums(connection: CoordinatorClient) -> Finding:
         return Finding("sums", ok=None, found="no two nodes that could share layers", do="")
     texts = [sum_text(pair) for pair in found]
     if len(found) < wanted:
-        texts.append(f"{wanted - len(found)} of {wanted} pairs are not measured yet, which waits for answers to end")
+        texts.append(
+            f"{wanted - len(found)} of {wanted} pairs are not measured yet: measuring waits for answers to end"
+        )
     return Finding("sums", ok=None, found="; ".join(texts), do="`edgepp plan MODEL` says whether sharing layers pays")
 
 

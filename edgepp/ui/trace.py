@@ -122,7 +122,7 @@ def tables(trace: TraceView) -> list[Rows | str]:
 
 
 def _remarks(trace: TraceView, found: TimeSplit) -> list[str]:
-    lines = [f"{found.num_tokens} tokens; what went on at the same time shares its time equally"]
+    lines = [f"{found.num_tokens} tokens; parts at the same moment share its time equally"]
     if found.beside_us:
         beside = ", ".join(f"{name} {us / 1e3:.1f} ms" for name, us in found.beside_us.items())
         lines.append(f"beside, in other threads: {beside}")
@@ -136,7 +136,7 @@ def _remarks(trace: TraceView, found: TimeSplit) -> list[str]:
         error = f"{trace.clock_error_us} µs" if trace.clock_error_us >= 0 else "unknown: the stage was not asked yet"
         lines.append(f"clocks of stages are known to {error}")
     if trace.num_dropped:
-        lines.append(f"{trace.num_dropped} records did not fit, so the end is missing")
+        lines.append(f"{trace.num_dropped} records did not fit, so the end of the trace is missing")
     return lines
 
 

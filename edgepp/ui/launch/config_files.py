@@ -65,7 +65,7 @@ def undo_config(record: Path) -> Path | None:
     elif now is not None and (added := _added(before or "", after)) and added in now:
         _write(path, now.replace(added, "", 1))
     elif now is not None:
-        raise EdgeppError(f"{path} was changed since", f"undo it by hand, then remove {record}")
+        raise EdgeppError(f"{path} was changed after --write", f"remove the settings by hand, then remove {record}")
     record.unlink(missing_ok=True)
     return path
 
@@ -131,7 +131,7 @@ def _loaded(path: Path, text: str) -> dict[str, Any]:
         root = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EdgeppError(
-            f"{path} is not plain JSON, such as with comments", "add the lines that --print shows by hand"
+            f"{path} is not plain JSON: it has comments, or is damaged", "add the lines that --print shows by hand"
         ) from error
     if not isinstance(root, dict):
         raise EdgeppError(f"{path} is no JSON object", "add the lines that --print shows by hand")
@@ -145,7 +145,9 @@ def _read(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise EdgeppError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", "look at it") from error
+        raise EdgeppError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}", "check the file and its permissions"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:
