@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgepp.errors import EdgeppError
 
 BROKEN_PIPE = 141
+"""Exit status after the reader of standard output has closed the pipe: 128 + SIGPIPE, as in shells."""
 _stdout: list[Output] = []
 _reported_output_loss: list[bool] = []
 
@@ -77,7 +78,7 @@ def _run(cli: CommandGroup) -> int:
 
 
 def _open_streams() -> None:
-    """Open closed standard streams, so that no socket gets their descriptors; replace what cannot be encoded."""
+    """Open closed standard streams, so that no socket gets their descriptors; write unencodable characters as ?."""
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # writing to 1 must fail
         try:
             os.fstat(descriptor)
@@ -136,7 +137,7 @@ def error_as_json(kind: str, message: str, hint: str) -> None:
 
 
 def _output_lost() -> int | None:
-    """The exit status after standard output was lost, None while it works; reports the loss, unless its reader left."""
+    """Exit status after the loss of standard output, or None; a loss is reported unless the reader closed a pipe."""
     with suppress(OSError):
         sys.stdout.flush()
     lost = _stdout[0].lost
@@ -153,7 +154,7 @@ def _output_lost() -> int | None:
 
 
 def _silence(*descriptors: int) -> None:
-    """Discard buffered output: Python would fail to write it at exit."""
+    """Discard the buffered output of ``descriptors``, which Python would fail to write at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
         os.dup2(null, descriptor)
@@ -172,7 +173,7 @@ def _flushed(status: int) -> int:
 
 
 def _thread_failed(show: Callable[[EdgeppError], None], failure: threading.ExceptHookArgs) -> None:
-    """Print the exception of a thread that nothing waits for, since a part of the command has ended with it."""
+    """Print the exception of a thread that nothing waits for: a part of the command has ended with the thread."""
     from edgepp.error_boundary import explained
     from edgepp.ui.errors import next_step
 

@@ -1,4 +1,4 @@
-"""The options of an answer: those of the command line, completed by those that the model recommends."""
+"""Options of an answer: from the command line, else as the model recommends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _RECOMMENDED = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 @dataclass(frozen=True)
 class GenerateArguments:
-    """The options of `edgepp chat` about an answer; None for the value that the model recommends, or for no limit."""
+    """Options of `edgepp chat` about an answer; None where an option was not given.
+
+    ``temperature``, ``top_p``, ``top_k`` and ``repetition_penalty`` then have the values that the model recommends;
+    without ``seed`` each sampled answer differs, and without ``logprobs`` no probabilities are shown.
+    """
 
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
@@ -29,10 +33,13 @@ class GenerateArguments:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logprobs: int | None = None
+    """Number of likeliest tokens to show beside each token."""
     seed: int | None = None
     schema: str | None = None
+    """Text of a JSON schema."""
     regex: str | None = None
     grammar: str | None = None
+    """Text of a Lark grammar."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -40,7 +47,7 @@ class GenerateArguments:
         return {name: value for name in _RECOMMENDED if (value := getattr(self, name)) is not None}
 
     def options(self) -> GenerateOptions:
-        """The options, with the engine's defaults where no value was given.
+        """Options for the engine, with the engine's defaults where no value was given.
 
         Raises:
             UsageError: an option is out of bounds, or two options exclude each other.

@@ -39,12 +39,17 @@ class BenchArguments:
     peer: str | None = None
     single: bool = False
     layouts: tuple[tuple[int, int], ...] | None = None
+    """Pairs of a number of stages and of processes per stage."""
     quick: bool = False
     rounds: int | None = None
     requests: tuple[int, ...] | None = None
+    """Numbers of simultaneous requests."""
     words: tuple[int, ...] | None = None
+    """Numbers of words that an answer is to have."""
     out: str | None = None
+    """Folder of the report, or of the plot of --history."""
     compare: tuple[str, str] | None = None
+    """Two reports, each as a file or folder."""
     history: bool = False
     as_json: bool = False
 
@@ -52,7 +57,7 @@ class BenchArguments:
         """The target of the measurement.
 
         Raises:
-            UsageError: an option needs a pipeline on this machine, or a cluster.
+            UsageError: an option needs a pipeline on this machine, or -m and --peer are both given.
         """
         from edgepp.ui.bench import BenchmarkOptions
 
@@ -128,7 +133,7 @@ def _layouts() -> Callable[[str], object]:
 )
 @click.option("--backend", type=BACKENDS, help="Library that computes.  [default: auto]")
 @click.option("--speculate", metavar="HOW", help=f"{SPECULATE_HELP}  [default: off]")
-@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if it is not found.")
+@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, like 10.0.0.2:5700, if it is not found.")
 @click.option("--single", is_flag=True, help="Also measure the whole model in one process here, and print the ratio.")
 @click.option(
     "--quick", is_flag=True, help="Fewer rounds, shorter prompts and answers: about a minute for a small model."

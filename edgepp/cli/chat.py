@@ -36,18 +36,20 @@ if TYPE_CHECKING:
     from edgepp.engine.request import GenerateOptions
 
 _PIPE_TIMEOUT_S = 2.0
-"""Silence of a pipe before a message says that its end is awaited."""
+"""Wait for the first bytes of a pipe before a message says that the command waits for the end of the pipe."""
 
 
 @dataclass(frozen=True)
 class PromptArguments:
-    """The prompt of `edgepp chat`, and how the answer is shown."""
+    """The prompt of `edgepp chat`, and the form in which the answer is shown."""
 
     prompt: str | None = None
     """None for an interactive chat."""
     system: str | None = None
     raw: bool = False
+    """Whether the prompt is sent unchanged, without the chat template of the model."""
     choices: int | None = None
+    """Number of answers to the prompt, printed with numbers; None for one answer, printed as it comes."""
     as_json: bool = False
     trace: str | None = None
     """File for the trace of the answer."""
@@ -56,7 +58,8 @@ class PromptArguments:
         """The same arguments, checked, with piped input appended to the prompt.
 
         Raises:
-            UsageError: the options contradict each other, or the piped input is too large or not UTF-8.
+            UsageError: the options contradict each other, the prompt is missing or empty, or the piped input is too
+                large or not UTF-8.
         """
         prompt = _with_piped(self.prompt)
         if prompt is None and (self.as_json or self.raw or self.choices is not None):
@@ -101,7 +104,8 @@ class PromptArguments:
     "peers",
     multiple=True,
     metavar="HOST:PORT",
-    help="Address of `edgepp serve`, if it is not found; or, once per stage, of `edgepp join -m M --layers A-B`.",
+    help="Address of `edgepp serve`, like 10.0.0.2:5700, if it is not found; or, once per stage,"
+    " of `edgepp join -m M --layers A-B`.",
 )
 @click.option("--stages", type=int, metavar="K", help="Run the model on this machine, split over K stage processes.")
 @click.option("--tensor", type=TENSOR, metavar="T|A:B[:…]", help=TENSOR_HELP)
@@ -117,14 +121,36 @@ class PromptArguments:
     help="0 always takes the likeliest token; higher values vary more.  [default: as the model recommends]",
 )
 @click.option(
-    "--top-p", type=float, help="Sample from the likeliest tokens whose probabilities add up to this, like 0.9."
+    "--top-p",
+    type=float,
+    help="Sample from the likeliest tokens whose probabilities add up to this, like 0.9."
+    "  [default: as the model recommends]",
 )
-@click.option("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens.")
-@click.option("--min-p", type=float, help="Exclude tokens less likely than this fraction of the likeliest one.")
-@click.option("--repetition-penalty", type=float, help="Above 1, recent tokens become less likely.")
-@click.option("--frequency-penalty", type=float, help="Above 0, tokens become less likely with each use in the answer.")
 @click.option(
-    "--presence-penalty", type=float, help="Above 0, tokens become less likely after the first use in the answer."
+    "--top-k",
+    type=int,
+    metavar="K",
+    help="Sample from the K likeliest tokens, like 40.  [default: as the model recommends]",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    help="Exclude tokens less likely than this fraction of the likeliest one, like 0.05.  [default: 0.0]",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    help="Above 1, like 1.1, recent tokens become less likely.  [default: as the model recommends]",
+)
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    help="Above 0, up to 2, tokens become less likely with each use in the answer.  [default: 0.0]",
+)
+@click.option(
+    "--presence-penalty",
+    type=float,
+    help="Above 0, up to 2, tokens become less likely after their first use in the answer.  [default: 0.0]",
 )
 @click.option("--logprobs", type=int, metavar="K", help="Show the probability of each token, and K likeliest tokens.")
 @click.option("--schema", type=TextFile(), metavar="FILE", help="Force JSON that fits the JSON schema in FILE.")
@@ -135,7 +161,7 @@ class PromptArguments:
     help="Force text that matches this regular expression from start to end.",
 )
 @click.option("--grammar", type=TextFile(), metavar="FILE", help="Force text of the Lark grammar in FILE.")
-@click.option("--seed", type=int, help="Make a sampled answer repeatable.")
+@click.option("--seed", type=int, help="Whole number that makes a sampled answer repeatable, like 1.")
 @click.option(
     "--stop", type=CheckedText(), multiple=True, metavar="TEXT", help="End the answer before TEXT; may be given again."
 )
@@ -143,7 +169,8 @@ class PromptArguments:
 @click.option(
     "--trace",
     metavar="FILE",
-    help="Write what all processes did for the answer, and when, for https://ui.perfetto.dev; see `edgepp trace`.",
+    help="Write to FILE what each process did for the answer, and when; open FILE at https://ui.perfetto.dev. See"
+    " also `edgepp trace`.",
 )
 @click.option("--backend", type=BACKENDS, help="Library that computes on this machine.  [default: auto]")
 @click.option(
@@ -165,7 +192,7 @@ class PromptArguments:
     "  [default: auto]",
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " On this machine only.")
-@click.option("--speculate", metavar="HOW", help=SPECULATE_HELP + " On this machine only.")
+@click.option("--speculate", metavar="HOW", help=SPECULATE_HELP + " On this machine only.  [default: lookup]")
 @click.option("--speculate-together", is_flag=True, help=TOGETHER_HELP + " On this machine only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
 @given_as(lambda: PromptArguments, lambda: GenerateArguments, lambda: ModelArguments)

@@ -21,12 +21,15 @@ class ModelArguments:
     peers: tuple[str, ...] = ()
     stages: int | None = None
     tensor: tuple[int, ...] = (1,)
+    """Weights of the processes that share each layer of a stage; one process unless there are more."""
     alone: bool = False
     backend: str = "auto"
     threads: int | None = None
     exact: bool = False
     codec: str = "auto"
+    """Name of the codec of all links, or one name per link, separated by commas."""
     kv_bits: int | None = None
+    """Bits per key and value in the KV cache, 8 or 4; None for floats."""
     speculate: str = "lookup"
     speculate_together: bool = False
 
@@ -44,9 +47,17 @@ class ModelArguments:
 
 
 async def open_model(where: ModelArguments, *, quiet: bool, traces: bool = False) -> Engine | Connection:
-    """The cluster, unless there is none or the options need this machine; else an engine on this machine.
+    """A connection to the cluster of this machine, or an open engine here if no cluster answers or an option needs one.
 
-    An engine on this machine keeps traces if ``traces`` is set.
+    Args:
+        where: The options about the model.
+        quiet: Whether to show no progress of downloads and loads.
+        traces: Whether an engine on this machine keeps the trace of the newest request.
+
+    Raises:
+        UsageError: an option is not valid, the cluster does not follow --exact, or no model is named and no cluster
+            answers.
+        EdgeppError: the model cannot be downloaded, loaded or split.
     """
     from edgepp.python_api import Engine
     from edgepp.ui.chat import open_here

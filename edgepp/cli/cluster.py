@@ -23,7 +23,7 @@ def invite(*, as_json: bool) -> None:
 
 @click.command()
 @click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
-@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if it is not found.")
+@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, like 10.0.0.2:5700, if it is not found.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch one per line.")
 def status(peer: str | None, *, watch: bool, as_json: bool) -> None:
     """Show the nodes and stages of the cluster.
@@ -106,8 +106,8 @@ def use(model: str, *, as_json: bool) -> None:
 
     MODEL is a name from `edgepp models list`, a Hugging Face repository (org/name), or a folder in mlx-lm format.
 
-    Only on the machine of `edgepp serve`. Answers under way end first, for a minute at most; new questions wait. A
-    model that cannot be had, or does not fit into the memory of the nodes, leaves the former one running.
+    Works only on the machine of `edgepp serve`. Answers under way end first, for a minute at most; new questions wait.
+    If the model cannot be downloaded, or does not fit into the memory of the nodes, the former model goes on.
     """
     from edgepp.ui import use as ui
 
@@ -121,12 +121,12 @@ def use(model: str, *, as_json: bool) -> None:
     "--json", "as_json", is_flag=True, help="Print one JSON object per step; the last has event drained or undone."
 )
 def drain(node: str, *, undo: bool, as_json: bool) -> None:
-    """Move the layers of a node to the others, before it is stopped.
+    """Move a node's layers to other nodes, before it is stopped.
 
     NODE is a name or an id from `edgepp status`.
 
-    Only on the machine of `edgepp serve`. The node stays in the cluster and gets no layers until `--undo`, or until it
-    is started again. Nothing changes if the other nodes have too little memory.
+    Works only on the machine of `edgepp serve`. The node stays in the cluster and gets no layers until `--undo`, or
+    until the node is started again. Nothing changes if the other nodes have too little memory.
     """
     from edgepp.ui import drain as ui
 

@@ -12,14 +12,19 @@ def keys() -> None:
     """Make, list and revoke API keys of HTTP clients.
 
     A client of `edgepp serve` sends its key as `Authorization: Bearer KEY` or as `x-api-key: KEY`. Keys are demanded
-    when other machines can reach the HTTP server, or with `edgepp serve --require-key`. A running server knows of every
+    when other machines can reach the HTTP server, or with `edgepp serve --require-key`. A running server follows every
     change at once.
     """
 
 
 @keys.command("add")
 @click.argument("name")
-@click.option("--admin", "administers", is_flag=True, help="Let it invite, drain and change the model, from anywhere.")
+@click.option(
+    "--admin",
+    "administers",
+    is_flag=True,
+    help="Let the holder of the key invite machines, drain nodes and change the model, from anywhere.",
+)
 @click.option("--json", "as_json", is_flag=True, help='Print {"name": ..., "key": ..., "administers": ...}.')
 def add(name: str, *, administers: bool, as_json: bool) -> None:
     """Make a key, and print it once.

@@ -12,7 +12,9 @@ _NAMES = ("claude", "codex", "opencode", "open-webui", "zed", "llm")
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("client", type=click.Choice(_NAMES))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--url", help="The HTTP server to use; by default the one of `edgepp serve` on this machine.")
+@click.option(
+    "--url", help="URL of the HTTP server, like http://127.0.0.1:11434.  [default: that of `edgepp serve` here]"
+)
 @click.option("--print", "as_print", is_flag=True, help="Print environment and command instead of starting the client.")
 @click.option("--write", is_flag=True, help="Write the settings into the client's own file.")
 @click.option("--undo", is_flag=True, help="Take back what --write has written.")
@@ -21,8 +23,9 @@ def launch(
 ) -> None:
     """Start a coding agent or chat client on the cluster.
 
-    CLIENT gets the settings for this cluster, and ARGUMENTS, which are its own. No file of the client is changed unless
-    --write is given. A key is taken from EDGEPP_API_KEY.
+    CLIENT starts with the settings for this cluster, and with ARGUMENTS, which are options and words for CLIENT. No
+    file of the client is changed unless --write is given. An API key is taken from the environment variable
+    EDGEPP_API_KEY.
 
     \b
     A coding agent, and one question:

@@ -14,7 +14,7 @@ import click
 from edgepp.errors import UsageError
 
 SPECULATE_HELP = (
-    "Guess tokens ahead, so that a stage works on a guess while the next one works on the token before: lookup (from"
+    "Guess tokens ahead, so that a stage works on a guess while the next stage works on the token before: lookup (from"
     " your texts so far), the name of a small model that guesses too, or off. Guessing never changes an answer, and"
     " pauses where it does not save time."
 )
@@ -25,10 +25,13 @@ TOGETHER_HELP = (
 MODEL_HELP = "A name from `edgepp models list`, a Hugging Face repository (org/name), or a folder in mlx-lm format."
 LOG_FORMAT_HELP = (
     "Log to standard error as text, or as one JSON object per line with time, node, stage, request id and event; the"
-    " processes that are started here too. What people ask and are answered is never logged.  [default: text]"
+    " processes that the command starts do so too. Prompts and answers are never logged.  [default: text]"
 )
-LOG_LEVEL_HELP = "Least level of what is logged.  [default: warning; info with --log-format json]"
-KV_BITS_HELP = "Bits per key and value in the KV cache: more and longer conversations fit, slightly less accurate."
+LOG_LEVEL_HELP = "Lowest level that is logged.  [default: warning; info with --log-format json]"
+KV_BITS_HELP = (
+    "Bits per key and value in the KV cache, in place of floats: more and longer conversations fit, slightly less"
+    " accurate."
+)
 TENSOR_HELP = "Let T processes on this machine compute each layer of a stage together, or share it unequally, like 5:3."
 ALLOW_SLEEP_HELP = "Let this machine sleep while it computes answers; else it is kept awake where the system allows."
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
@@ -45,7 +48,7 @@ class CheckedText(click.ParamType):  # type: ignore[type-arg]  # generic in some
     name = "text"
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> str:
-        """The text.
+        """The argument, as checked text.
 
         Raises:
             UsageError: the argument is too large or not UTF-8.
@@ -106,16 +109,16 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
         self._reader = reader
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> object:
-        """The parsed value.
+        """The result of the function for ``value``.
 
         Raises:
-            UsageError: the text is not such a value.
+            UsageError: the function cannot parse ``value``.
         """
         return self._reader()(value)
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]
-    """A list of counts from 1 to ``maximum``, like ``1,2,4``; the command receives them sorted, each once."""
+    """A list of counts of ``what``, from 1 to ``maximum``, like ``1,2,4``; the command receives a sorted tuple."""
 
     name = "counts"
 
@@ -126,10 +129,10 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: str | tuple[int, ...], _param: click.Parameter | None, _ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """The counts.
+        """The counts in ``value``, sorted, each once.
 
         Raises:
-            UsageError: the text is not a list of such counts.
+            UsageError: ``value`` is not a list of counts from 1 to the maximum.
         """
         if not isinstance(value, str):
             return value
@@ -167,7 +170,7 @@ class _Traced(click.ParamType):  # type: ignore[type-arg]
     name = "traced"
 
     def convert(self, value: str | int, _param: click.Parameter | None, _ctx: click.Context | None) -> int:
-        """The number, 0 for ``off``.
+        """Number of requests whose traces are kept, 0 for ``off``.
 
         Raises:
             UsageError: the text is neither ``off`` nor ``last:N``.
@@ -189,7 +192,7 @@ class _Bits(click.Choice[str]):
     """A choice between numbers of bits."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:  # type: ignore[override]
-        """The chosen number."""
+        """The chosen number of bits."""
         return int(super().convert(value, param, ctx))
 
 
@@ -230,7 +233,7 @@ def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]],
 
 
 def logging_options(command: Command) -> Command:
-    """Give a command that runs until it is stopped the options of logs, which take effect when they are parsed."""
+    """Add --log-format and --log-level to ``command``; logs change as soon as these options are parsed."""
 
     def chosen(context: click.Context, param: click.Parameter, value: str | None) -> None:
         if value is None:

@@ -1,4 +1,4 @@
-"""`edgepp plan`."""
+"""`edgepp plan`: its options, and the choice between a cluster and slices of a chip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_REQUESTS = 10_000
     "nodes",
     multiple=True,
     metavar="KEY=VALUE,…",
-    help="A machine: mem=16GB, hw=m4-pro, name=, bw=100GB/s, flops=3.6T, usable=0.75, layers=A-B. Repeat it.",
+    help="A machine: mem=16GB, hw=m4-pro, name=, bw=100GB/s, flops=3.6T, usable=0.75, layers=A-B. May be given again.",
 )
 @click.option(
     "--link",
@@ -39,7 +39,11 @@ _MAX_REQUESTS = 10_000
     metavar="LIST",
     help="Precisions for --slices, bf16,int8,int4 by default; arithmetic is in bf16, or in int8 with int8:int8.",
 )
-@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if the live cluster is not found.")
+@click.option(
+    "--peer",
+    metavar="HOST:PORT",
+    help="Address of `edgepp serve`, like 10.0.0.2:5700, if the live cluster is not found.",
+)
 @click.option("--context", type=int, help="Positions (tokens) per conversation.  [default: 4096]")
 @click.option("--max-sequences", type=int, help="Conversations at the same time.  [default: 2]")
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
@@ -63,16 +67,25 @@ _MAX_REQUESTS = 10_000
     help="Plan for a stage of T machines that share each layer, as `edgepp join --tensor T` makes.",
 )
 @click.option(
-    "--tpot", metavar="TIME", help="Show the links needed for one token per TIME, like 50ms; with --slices the batches."
+    "--tpot",
+    metavar="TIME",
+    help="Show the links needed for one token per TIME, like 50ms; with --slices the largest batches.",
 )
 @click.option("--ttft", metavar="TIME", help="Show the links needed for a first token within TIME, like 3s.")
 @click.option(
     "--reached",
     metavar="BW,FLOPS",
-    help="Shares of described rates that are reached: 0.65,0.5 by default, 1,0.4 with --slices.",
+    help="Shares of the described memory bandwidth and FLOP/s that are reached."
+    "  [default: 0.65,0.5; 1,0.4 with --slices]",
 )
 @click.option("--plot", metavar="FILE", help="Draw latency against throughput, and the parts of a step (PNG, SVG).")
-@click.option("--length", "lengths", type=int, multiple=True, help="Positions of a sequence to draw; repeat it.")
+@click.option(
+    "--length",
+    "lengths",
+    type=int,
+    multiple=True,
+    help="With --plot: length of a sequence in tokens, like 4096; may be given again.",
+)
 @click.option("--list-hardware", is_flag=True, help="List the hardware for hw= and --slices, with sources.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, in seconds, bytes and FLOP/s.")
 @given_as(lambda: PlanArguments, lambda: ClusterArguments, lambda: SliceArguments)
@@ -95,7 +108,7 @@ def plan(
     A Mac Studio and a Mac mini on one switch:
         edgepp plan llama-3.3-70b-4bit --node name=studio,hw=m2-max,mem=64GB \\
             --node name=mini,mem=16GB,bw=100GB/s,flops=3.6T --link 1Gbit:0.3ms
-    The links they need for 5 tokens per second:
+    The links that both machines need for 5 tokens per second:
         edgepp plan llama-3.3-70b-4bit … --tpot 200ms --ttft 10s
     From a file (edgepp plan llama-3.1-8b-4bit --file home.toml):
         [[nodes]]

@@ -1,4 +1,4 @@
-"""The options of `edgepp plan`, and the questions that they put to a cluster or to slices of a chip."""
+"""Options of `edgepp plan`, turned into the question of a forecast: about a cluster, or about slices of a chip."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ class PlanArguments:
 
     model: str | None = None
     context: int = 4096
+    """Positions (tokens) per conversation."""
     prompt: int = 512
+    """Tokens of a prompt."""
     answer: int = 256
+    """Tokens of an answer."""
     requests: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Numbers of requests at the same time."""
     tpot: str | None = None
+    """Wanted time per token, like ``50ms``."""
     reached: str | None = None
+    """Shares of the described memory bandwidth and FLOP/s that are reached, like ``0.65,0.5``."""
 
     def workload(self) -> Workload:
-        """Lengths and numbers of requests.
+        """The workload of the forecast: tokens of a prompt and of an answer, and numbers of requests.
 
         Raises:
             UsageError: a length is below 1.
@@ -52,15 +58,18 @@ class ClusterArguments:
     file: str | None = None
     peer: str | None = None
     max_sequences: int = 2
+    """Conversations at the same time for which memory is reserved."""
     kv_bits: int | None = None
     policy: Policy = "memory"
     tensor: int = 1
     ttft: str | None = None
+    """Wanted time to the first token, like ``3s``."""
     plot: str | None = None
     lengths: tuple[int, ...] = ()
+    """Lengths of the sequences to draw, in positions."""
 
     def question(self, plan: PlanArguments, model: str) -> ClusterQuestion:
-        """The question to a cluster.
+        """The question of the forecast for a cluster.
 
         Raises:
             UsageError: an option cannot be read, or does not go with another one.
@@ -88,7 +97,10 @@ class ClusterArguments:
         )
 
     def spec(self, question: ClusterQuestion, reached: str | None) -> ClusterSpec:
-        """The described cluster, or the live one; ``reached`` are the shares of described rates that are reached.
+        """The described cluster, or the live one if no node and no file describes a cluster.
+
+        ``reached`` are the shares of the described memory bandwidth and FLOP/s that are reached, like ``0.65,0.5``;
+        None keeps the shares of the description.
 
         Raises:
             UsageError: an option cannot be read, or does not go with another one.
@@ -116,10 +128,12 @@ class SliceArguments:
     """The chip and the precisions of `edgepp plan --slices`."""
 
     slices: str | None = None
+    """Chip and perhaps slice, like ``v5e`` or ``v5e:4x8``."""
     dtypes: str | None = None
+    """Precisions separated by commas, like ``bf16,int8``; None for bf16, int8 and int4."""
 
     def question(self, plan: PlanArguments, model: str, slices: str) -> SliceQuestion:
-        """The question to slices of a chip.
+        """The question of the forecast for slices of a chip.
 
         Raises:
             UsageError: an option cannot be read, or does not go with --slices.
@@ -155,7 +169,7 @@ class SliceArguments:
 
 
 def _given() -> dict[str, str]:
-    """Options that were given on the command line: parameter name to option."""
+    """The options that were given on the command line: parameter name to option, like ``kv_bits`` to ``--kv-bits``."""
     context = click.get_current_context()
     return {
         parameter.name: parameter.opts[0]

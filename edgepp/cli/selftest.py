@@ -23,17 +23,24 @@ def _options() -> type[SelftestOptions]:
 @click.command()
 @click.option("--cluster", is_flag=True, help="Check the cluster of this machine, with all its nodes.")
 @click.option("-m", "--model", metavar="MODEL", help="Model of the selftest's own cluster.  [default: smollm2-135m]")
-@click.option("--peer", metavar="HOST:PORT", help="With --cluster: address of `edgepp serve`, if it is not found.")
-@click.option("--only", metavar="NAME", multiple=True, help="Only this check; repeat it.")
-@click.option("--report", metavar="FOLDER", help="Write selftest.json and selftest.md there, without personal names.")
+@click.option(
+    "--peer",
+    metavar="HOST:PORT",
+    help="With --cluster: address of `edgepp serve`, like 10.0.0.2:5700, if it is not found.",
+)
+@click.option("--only", metavar="NAME", multiple=True, help="Run only this check, like exact; may be given again.")
+@click.option(
+    "--report", metavar="FOLDER", help="Write selftest.json and selftest.md into FOLDER, without personal names."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @given_as(_options)
 def selftest(options: SelftestOptions) -> None:
     """Check that a machine or cluster is exact, fast, safe.
 
     Each line begins with ok, with !! for a failure, or with -- for what did not apply; brackets show the figure and its
-    limit, and an arrow gives the next step after a failure. The exit status is 1 if a check failed. Ctrl-C ends it and
-    what it started; a report then has what was done. It takes three to five minutes, and the machine to itself.
+    limit, and an arrow gives the next step after a failure. The exit status is 1 if a check failed. Ctrl-C ends the
+    selftest and the processes that it started; the report then has the checks that were done. The selftest takes three
+    to five minutes; the speeds are right only if the machine does nothing else.
 
     \b
     hops        time into each stage, rate of each link, as measured
@@ -47,8 +54,9 @@ def selftest(options: SelftestOptions) -> None:
     encryption  a question through a relay that reads along, and what each port offers
 
     Without --cluster all checks run on a cluster of two nodes that the selftest starts here, on loopback and with keys
-    of its own. With --cluster they run on the real one; kill, sleep and the relay still use one here, so that no stage
-    of others is harmed. The cluster is held to mlx-lm's tokens only where it runs with `edgepp serve --exact`.
+    of its own. With --cluster the checks run on the real cluster; only kill, sleep and the relay still use a cluster
+    that the selftest starts here, so that no stage of others is harmed. The real cluster is held to mlx-lm's tokens
+    only where it runs with `edgepp serve --exact`.
 
     \b
         edgepp selftest

@@ -75,7 +75,7 @@ def _http_options() -> type[HttpOptions]:
     "--listen",
     type=ADDRESS,
     metavar="HOST:PORT",
-    help="Where to listen; invitations use the next port.  [default: every address, port 5700]",
+    help="Address to listen on; invitations use the next port.  [default: every address, port 5700]",
 )
 @click.option(
     "--stages",
@@ -101,8 +101,8 @@ def _http_options() -> type[HttpOptions]:
 @click.option(
     "--policy",
     type=click.Choice(["memory", "speed", "throughput"]),
-    help="Layers in proportion to memory; for the fastest single answer; or for most tokens per second of many answers."
-    "  [default: memory]",
+    help="Place layers in proportion to memory (memory), for the fastest single answer (speed), or for most tokens per"
+    " second of many answers (throughput).  [default: memory]",
 )
 @click.option(
     "--context", type=int, metavar="TOKENS", help="Longest conversation to reserve memory for.  [default: 4096]"
@@ -114,7 +114,7 @@ def _http_options() -> type[HttpOptions]:
     "--exact", is_flag=True, help="Float32 arithmetic on every node, so that tokens do not depend on the plan; slower."
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
-@click.option("--speculate", metavar="HOW", help=SPECULATE_HELP)
+@click.option("--speculate", metavar="HOW", help=SPECULATE_HELP + "  [default: lookup]")
 @click.option("--speculate-together", is_flag=True, help=TOGETHER_HELP)
 @click.option(
     "--keep-copies",
@@ -134,16 +134,18 @@ def _http_options() -> type[HttpOptions]:
 @click.option(
     "--trace",
     metavar="FILE",
-    help="When serving ends, write the traces that are kept, for https://ui.perfetto.dev.",
+    help="When serving ends, write the kept traces to FILE, for https://ui.perfetto.dev.",
 )
 @click.option(
     "--http",
     metavar="HOST:PORT|off",
-    help="Where clients of OpenAI, Anthropic and Ollama are answered; :PORT is loopback, and HOST alone has the usual"
-    " port.  [default: loopback, the first free port from 11434]",
+    help="Address of the HTTP server for clients of OpenAI, Anthropic and Ollama, or off. :PORT is on loopback; HOST"
+    " alone takes the first free port from 11434.  [default: loopback, the first free port from 11434]",
 )
 @click.option(
-    "--lan", is_flag=True, help="Answer them on all addresses. An API key is demanded, and made if there is none."
+    "--lan",
+    is_flag=True,
+    help="Answer HTTP clients on all addresses. An API key is demanded, and made if there is none.",
 )
 @click.option("--require-key", is_flag=True, help="Demand an API key on loopback too; see `edgepp keys`.")
 @click.option(
@@ -227,7 +229,7 @@ def _join_options() -> type[JoinOptions]:
     type=ADDRESS,
     multiple=True,
     metavar="HOST:PORT",
-    help="Address of `edgepp serve`, if it is not found; may be given again.",
+    help="Address of `edgepp serve`, like 10.0.0.2:5700, if it is not found; may be given again.",
 )
 @click.option("--backend", type=BACKENDS, help="Library that computes.  [default: auto]")
 @click.option("--threads", type=int, metavar="N", help="Compute threads.  [default: all cores]")
@@ -236,7 +238,7 @@ def _join_options() -> type[JoinOptions]:
     "--listen",
     type=ADDRESS,
     metavar="HOST:PORT",
-    help="Where the stage listens; uses PORT and the next one.  [default: every address, free ports; with -m loopback]",
+    help="Address to listen on, at PORT and the next one.  [default: every address, free ports; with -m loopback]",
 )
 @click.option(
     "--tensor",
@@ -271,7 +273,7 @@ def join(options: JoinOptions, *, as_json: bool) -> None:
     CODE is printed by `edgepp invite` on the machine of `edgepp serve`, and is needed once: afterwards `edgepp join`
     alone starts the node again. With a token (see `edgepp token`) no code is needed.
 
-    Ctrl-C stops the node as soon as the others have its layers, after 20 s at most; Ctrl-C again stops it at once. The
+    Ctrl-C stops the node as soon as other nodes have its layers, after 20 s at most; Ctrl-C again stops it at once. The
     machine still belongs to the cluster. `edgepp leave` leaves the cluster for good.
 
     \b

@@ -49,8 +49,8 @@ def install(
     edgepp service install join -- --memory 8GB
     edgepp service install join --print
 
-    On macOS 15 and newer, an agent may reach other machines only once you allow edgepp the local network; it runs while
-    you are logged in at the screen. A daemon runs from the start of the Mac, and nobody is asked.
+    On macOS 15 and newer, an agent may reach other machines only once you allow edgepp the local network; the agent
+    runs while you are logged in at the screen. A daemon runs from the start of the Mac, and needs no such permission.
     """
     from edgepp.ui import service as ui
 
@@ -65,7 +65,7 @@ def _check_options(role: Role, options: tuple[str, ...]) -> None:
     """Check the options of the service by reading them as its command will.
 
     Raises:
-        UsageError: a code is among the options, which would be void before the service started again.
+        UsageError: the options contain a pairing code, which is void when the service starts again, or are not valid.
     """
     from edgepp.cli.serve_join import join, serve
 
@@ -90,7 +90,7 @@ def status(*, daemon: bool, as_json: bool) -> None:
 
 @service.command("logs")
 @click.option("-n", "--lines", type=click.IntRange(0, 1_000_000), default=100, help="Lines to show.  [default: 100]")
-@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Show further output as it comes, until Ctrl-C.")
 @DAEMON
 def logs(lines: int, *, follow: bool, daemon: bool) -> None:
     """Show what the service has printed."""

@@ -9,6 +9,7 @@ from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -28,17 +29,17 @@ def on_signals(act: Callable[[int, FrameType | None], None]) -> None:
 
 
 def leave_at_once(number: int, _frame: FrameType | None) -> None:
-    """End the process without cleaning up."""
+    """End the process with exit status 128 + ``number``, without cleaning up."""
     os._exit(128 + number)
 
 
 def unwind(number: int, _frame: FrameType | None) -> None:
-    """End the command; ``with`` and ``finally`` clean up."""
+    """End the command with exit status 128 + ``number``; ``with`` and ``finally`` clean up."""
     raise SystemExit(128 + number)
 
 
 def stop_on_terminate() -> None:
-    """Let SIGTERM and SIGHUP stop a command as Ctrl-C does: with its farewell or its partial report."""
+    """Let SIGTERM and SIGHUP stop a command as Ctrl-C does, so that a farewell or a partial report is still printed."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise Terminated(number)

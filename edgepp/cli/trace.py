@@ -14,13 +14,13 @@ import click
     help="Write the trace for https://ui.perfetto.dev or chrome://tracing.  [default: REQUEST.trace.json]",
 )
 @click.option("--summary", is_flag=True, help="Write no file.")
-@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if it is not found.")
+@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, like 10.0.0.2:5700, if it is not found.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: microseconds of each part.")
 def trace(request: str | None, output: str | None, peer: str | None, *, summary: bool, as_json: bool) -> None:
     """Show where the time of an answer went, on all machines.
 
     REQUEST is the id of a recent request: `x-request-id` of its response, the id of the answer (chatcmpl-…), or last.
-    Without it, recent requests are listed. `edgepp serve --trace-requests` says how many are kept.
+    Without REQUEST, recent requests are listed. `edgepp serve --trace-requests` sets how many are kept.
 
     The coordinator's machine sees all requests, other machines their own.
 

@@ -46,11 +46,15 @@ class BenchmarkOptions:
 
     model: str | None
     stages: int | None
+    """Stage processes; None for all layers in this process."""
     threads: int | None
+    """Compute threads per stage; None for all cores, shared."""
     backend: str
     speculate: str
     peer: str | None
+    """``HOST:PORT`` of `edgepp serve`; None to search for it on the network."""
     single: bool
+    """Whether the whole model in one process on this machine is measured too."""
     layouts: tuple[tuple[int, int], ...] = ()
     """Numbers of stages, and of processes per stage, of other pipelines over which one request is measured too."""
 
@@ -58,7 +62,10 @@ class BenchmarkOptions:
 def bench(options: BenchmarkOptions, settings: BenchmarkSettings, out: str | None, *, as_json: bool) -> None:
     """Measure and write the report. After Ctrl-C or a failed answer the report is marked as partial.
 
+    ``out`` is the folder of the report; None for a new folder named by the date, or with ``as_json`` for no files.
+
     Raises:
+        UsageError: the folder cannot be made, or has a report already.
         EdgeppError: the target cannot be opened, or the measurement ended early.
     """
     folder = None if as_json and out is None else _folder(out)
@@ -206,7 +213,7 @@ def _deliver(report: BenchmarkReport, folder: Path | None, *, as_json: bool) -> 
 
 
 def _keep(report: BenchmarkReport) -> None:
-    """Add a complete report to the history; one that cannot be added is still delivered."""
+    """Add a complete report to the history; a report that cannot be added is delivered all the same."""
     kept = None if report.partial else entry(report)
     if kept is None:
         return
@@ -245,10 +252,10 @@ def _show(report: BenchmarkReport) -> None:
 
 
 def show_comparison(a: str, b: str, *, as_json: bool) -> None:
-    """Print the comparison of two reports.
+    """Print the comparison of two reports, ``a`` and ``b``, each the path of a file or of its folder.
 
     Raises:
-        UsageError: a file is not a report.
+        UsageError: a path is not that of a report.
     """
     found = compare(read(a), read(b))
     if as_json:

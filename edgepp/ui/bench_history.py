@@ -15,7 +15,7 @@ from edgepp.ui.screen import Rows, Screen, say, say_json
 _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = {"decode_tokens_per_s": "decode token/s", "prefill_tokens_per_s": "prefill token/s"}
 _MOST_RUNS = 40
-"""Latest runs in a sparkline."""
+"""Number of latest runs in a table and in its sparklines."""
 
 
 def show_history(model: str | None, out: str | None, *, as_json_object: bool) -> None:

@@ -17,7 +17,7 @@ _COLOURS = {"none": "tab:grey", "lz4": "tab:blue", "zstd": "tab:orange"}
 
 
 def draw(report: BenchmarkReport, folder: Path) -> list[Path]:
-    """Write the plots that ``report`` has data for.
+    """Write ``requests.png`` and ``links.png`` into ``folder``, each if ``report`` has data for it; returns paths.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -67,7 +67,7 @@ def _requests(axes: Any, report: BenchmarkReport) -> None:
 
 
 def _links(axes: Any, report: BenchmarkReport) -> None:
-    """Time of the largest matrix one way over a link, by rate of the link."""
+    """Milliseconds of the largest matrix one way over a link, by rate of the link in Mbit/s."""
     rows = max(one.rows for one in report.codecs)
     for one in report.codecs:
         if one.rows == rows:

@@ -165,7 +165,7 @@ def banner(model: Model) -> str:
 
 
 def stage_table(answer: Answer) -> str:
-    """One line per stage: layers, node, backend, and its part of the time of an answer."""
+    """One line per stage with layers, node, backend and seconds of an answer; then reused and guessed tokens."""
     lines = []
     for stage, times in zip(answer.stages, answer.timing.stages, strict=True):
         lines.append(
@@ -267,7 +267,7 @@ def _say_cut_off(answer: Answer, options: GenerateOptions) -> None:
 
 
 async def stream(answer: Answer) -> None:
-    """Print an answer as it comes; Ctrl-C stops the answer."""
+    """Print an answer as it comes; Ctrl-C stops the answer. Raises ``EdgeppError`` if the answer fails."""
     try:
         async with shown_waiting([answer]) as note:
             with _ctrl_c_stops([answer]):

@@ -76,8 +76,11 @@ class InteractiveChat:
     model: Model
     options: GenerateOptions
     system: str | None = None
+    """The system prompt; None for none."""
     messages: list[dict[str, str]] = field(default_factory=list)
+    """The conversation so far; each message has ``role`` and ``content``."""
     last: Answer | None = None
+    """The last answer that did not fail; None before the first one."""
 
     async def run(self) -> None:
         """Read lines and answer them until the user leaves."""

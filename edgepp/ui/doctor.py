@@ -25,7 +25,9 @@ from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import say, say_json
 
 _GLIBC = (2, 35)
+"""Oldest version of glibc for which the wheels of the backends are built."""
 _LOW_MEMORY_BYTES = 1 << 30
+"""Memory below which the check of memory fails."""
 _YEARS = range(2026, 2100)  # a clock before the first year of edgepp was never set
 _MAX_CLOCK_STEP_S = 0.5
 
@@ -135,7 +137,7 @@ def importable(package: str, module: str) -> Finding:
 
 
 def graphics_card() -> Iterator[Finding]:
-    """Whether MLX computes on the NVIDIA card that it was installed for; nothing where it was not."""
+    """Whether MLX computes on an NVIDIA card; no finding where MLX's package for CUDA is not installed."""
     from edgepp.backend.device import cuda_package, device
 
     package = cuda_package()
@@ -143,7 +145,7 @@ def graphics_card() -> Iterator[Finding]:
         return
     try:
         found = device()
-    except (ImportError, OSError):  # ``importable`` says why
+    except (ImportError, OSError):  # the finding of ``importable`` has the reason
         found = "cpu"
     if found == "cuda":
         yield Finding("CUDA", True, f"{package} {version(package)}")
@@ -154,7 +156,7 @@ def graphics_card() -> Iterator[Finding]:
 
 
 def memory() -> Finding:
-    """The memory that a model may use."""
+    """The memory that a model may use on this machine now."""
     from edgepp.node.memory import usable_memory
 
     usable = usable_memory()
@@ -167,7 +169,7 @@ def memory() -> Finding:
 
 
 def configuration() -> tuple[Known, list[Finding]]:
-    """Ids in the configuration, and findings about it. Creates the identity of this machine if there is none."""
+    """Ids in the configuration, and findings on configuration and pairing. Makes the identity of a new machine."""
     from edgepp.cluster.identity import load_cluster, load_identity
     from edgepp.cluster.state_files import config_dir
 
@@ -194,7 +196,7 @@ def configuration() -> tuple[Known, list[Finding]]:
 
 def private_files(folder: Path) -> Finding:
     """Whether only this user can read the keys in ``folder``, or replace them."""
-    modes = {folder: 0o022}  # others may list it
+    modes = {folder: 0o022}  # others may list the folder
     modes |= {entry: 0o077 for entry in sorted(folder.iterdir()) if entry.is_file()}
     stats = {entry: entry.stat() for entry in modes}
     if foreign := [entry for entry, found in stats.items() if found.st_uid != os.getuid()]:

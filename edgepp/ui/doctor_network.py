@@ -36,7 +36,7 @@ def multicast() -> Iterator[Finding]:
     try:
         hearings = listen(_LISTEN_S)
     except OSError as error:
-        do = "end the program that does not share it (for avahi: `disallow-other-stacks=no`), or " + _BY_HAND
+        do = "end the program that does not share the port (for avahi: `disallow-other-stacks=no`), or " + _BY_HAND
         yield Finding(f"port {PORT}", False, f"cannot be opened: {error.strerror}", do)
         return
     yield Finding(f"port {PORT}", True, "can be opened")
@@ -46,7 +46,7 @@ def multicast() -> Iterator[Finding]:
 
 
 def judge_hearings(hearings: Sequence[Hearing]) -> Iterator[Finding]:
-    """One finding per interface."""
+    """One finding per network interface: other machines heard over multicast DNS there, or the fault."""
     heard = any(hearing.others for hearing in hearings)
     for hearing in hearings:
         name = f"multicast on {hearing.interface} ({hearing.address})"
@@ -86,7 +86,7 @@ def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
     """
     browser = Browser()
     try:
-        browser.find(lambda _: False, _DISCOVER_S)  # the whole time, for there may be several
+        browser.find(lambda _: False, _DISCOVER_S)  # waits the whole time, since there may be several
         found = browser.announcements()
     finally:
         browser.close()
@@ -95,7 +95,7 @@ def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
 
 
 def judge_coordinators(found: Sequence[Announcement], known: Known, *, answers: bool = False) -> Finding:
-    """Whether the cluster of this machine is among those announced."""
+    """Whether the cluster of this machine is among the announced clusters."""
     name = "announcements"
     if ours := [record for record in found if record.cluster == known.cluster]:
         return Finding(name, True, ", ".join(_described(record) for record in ours))

@@ -13,14 +13,18 @@ from edgepp.ui.screen import say, say_json
 from edgepp.ui.step_line import StepLine
 
 _LOOK_S = 0.5
+"""Pause between two looks at the state of the cluster."""
 
 
 def drain(node: str, *, undo: bool, as_json: bool) -> None:
-    """Drain a node of the cluster that this machine coordinates, and wait until the others answer without it.
+    """Drain a node of the cluster that this machine coordinates, and wait until the other nodes answer without it.
+
+    ``node`` is a name or an id. ``undo`` lets the node run layers again instead.
 
     Raises:
         UsageError: another machine coordinates the cluster.
-        EdgeppError: no node is called so, the others cannot hold its layers, or the drain was undone meanwhile.
+        EdgeppError: no node has this name or id, the other nodes cannot hold its layers, or the drain was undone
+            meanwhile.
     """
     with connect() as client, StepLine(as_json=as_json) as step:
         told = client.call("drain", {"node": node, "undo": undo})

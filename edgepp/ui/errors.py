@@ -10,6 +10,7 @@ _PLAIN_STEPS = (
     (UsageError, "see the options with `edgepp --help` or `edgepp COMMAND --help`"),
     (ModelError, "download the model again from where it was published, or use another model"),
 )
+"""Next steps after errors without a hint, by class of error."""
 
 
 def next_step(error: EdgeppError) -> str:
@@ -18,7 +19,7 @@ def next_step(error: EdgeppError) -> str:
 
 
 def show_error(error: EdgeppError) -> None:
-    """Print an error on standard error, each of message and next step on one line, whatever names they contain."""
+    """Print message and next step of an error on standard error, each on one line even if a name has a line break."""
     lead = "lost a stage: " if isinstance(error, StageLost) else ""
     say(f"error: {lead}{one_line(str(error))}", red=True, err=True)
     if step := next_step(error):

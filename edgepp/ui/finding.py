@@ -8,17 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: ``ok`` is None for a remark that is no fault; ``do`` is the next step, if any."""
+    """The result of one check."""
 
     check: str
+    """Name of the check."""
     ok: bool | None
+    """False for a fault, None for a remark that is no fault."""
     found: str
+    """A phrase with the result, for people."""
     do: str = ""
+    """The next step; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """Node id and cluster id in the configuration of this machine; None if there is none yet."""
+    """Node id and cluster id in the configuration of this machine; each is None before it exists."""
 
     node: str | None
     cluster: str | None

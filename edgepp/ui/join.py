@@ -83,7 +83,7 @@ def run_stage(stage: LoneStage, *, as_json: bool) -> None:
 
 
 def _announce(stage: LoneStage, *, as_json: bool) -> None:
-    """Print what was loaded, its size, its speed, and how to chat with it."""
+    """Print the layers, size and speed of a loaded stage, its address, and a command to chat with the model."""
     service = stage.service
     options, ready, node = service.options, service.ready, service.node
     if as_json:

@@ -27,9 +27,9 @@ from edgepp.errors import EdgeppError
 from edgepp.safe_files import open_descriptor
 
 _PASTED = 32
-"""Characters that arrive at once from which on they count as pasted, not typed."""
+"""Number of characters arriving at once from which on a text counts as pasted, not typed."""
 _MAX_KEYS = 1 << 20
-"""Keys that one read collects at most."""
+"""Upper limit of the keys of one read, and of the characters kept between prompts."""
 _PASTE_GAP_S = 0.1
 """Longest pause between two pieces of one paste."""
 _MAX_HISTORY_LINES = 1000
@@ -79,7 +79,7 @@ class PastingInput(Vt100Input):
 
     @contextlib.contextmanager
     def keeping_typed(self) -> Iterator[None]:
-        """Read typed text as it arrives, between two prompts: only its timing tells a paste from typed lines."""
+        """Read text as it arrives between two prompts: only the time of arrival tells a paste from typed lines."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self.fileno(), self._keep_typed)
         try:
@@ -126,15 +126,15 @@ class PastingInput(Vt100Input):
 
 
 def _pause_s(keys: Sequence[KeyPress]) -> float:
-    """Wait for further keys: a terminal delivers a long paste in pieces, and a piece may end with a newline."""
+    """Seconds to wait for further keys: a long paste arrives in pieces, and a piece may end with a newline."""
     return _PASTE_GAP_S if len(keys) >= _PASTED and keys[-1].key in _ENTER else 0.0
 
 
 def group_pastes(keys: Sequence[KeyPress], *, is_kept_text: bool = False) -> list[KeyPress]:
     """``keys`` that arrived at once, with each long or multi-line text as one paste.
 
-    Enter within such text is a newline of the paste; Enter at the end sends it. If the keys were typed between prompts
-    (``is_kept_text``), several lines stay in the prompt unsent: the user saw no prompt when pasting.
+    Enter within such text is a newline of the paste; Enter at the end sends the paste. If the keys were typed between
+    prompts (``is_kept_text``), several lines stay in the prompt unsent: the user saw no prompt when pasting.
     """
     found: list[KeyPress] = []
     run: list[KeyPress] = []
@@ -184,7 +184,7 @@ class SavedHistory(History):
         return reversed(self._read())
 
     def store_string(self, string: str) -> None:
-        """Save a line, unless it is very long."""
+        """Save a line, unless the line takes more than 16 KiB as JSON."""
         line = json.dumps(string)
         if len(line) > _MAX_LINE_BYTES:
             return

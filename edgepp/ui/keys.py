@@ -11,10 +11,11 @@ from edgepp.ui.screen import Rows, Screen, say, say_json
 
 
 def add_key(name: str, *, administers: bool, as_json: bool) -> None:
-    """Make a key, which may change the cluster if it ``administers``, and print it.
+    """Make a key with this name, and print the key; with ``administers`` the key may also change the cluster.
 
     Raises:
-        UsageError: the name is malformed or in use.
+        UsageError: the name is malformed or in use, or there are too many keys.
+        EdgeppError: the file of keys cannot be read or written.
     """
     secret = api_keys.add_key(name, administers=administers)
     if as_json:
@@ -25,7 +26,11 @@ def add_key(name: str, *, administers: bool, as_json: bool) -> None:
 
 
 def list_keys(*, as_json: bool) -> None:
-    """Print the names of all keys."""
+    """Print the names of all keys, oldest key first.
+
+    Raises:
+        EdgeppError: the file of keys is damaged, other users may read it, or it cannot be read.
+    """
     keys = api_keys.load_keys()
     if as_json:
         told = [{"name": key.name, "created_s": key.created_s, "administers": key.administers} for key in keys]
@@ -42,10 +47,11 @@ def list_keys(*, as_json: bool) -> None:
 
 
 def revoke_key(name: str, *, as_json: bool) -> None:
-    """Revoke a key and say so.
+    """Revoke the key with this name, and print a confirmation.
 
     Raises:
         UsageError: there is no such key.
+        EdgeppError: the file of keys cannot be read or written.
     """
     api_keys.revoke_key(name)
     if as_json:

@@ -12,11 +12,13 @@ from edgepp.coordinator.client import CoordinatorClient
 from edgepp.errors import EdgeppError, PairingError, UsageError
 
 _STOP_TIMEOUT_S = 20.0
-"""Wait for a running `edgepp join` or `edgepp serve` of this machine to end."""
+"""Longest wait for the end of a running `edgepp join` or `edgepp serve` of this machine."""
 
 
 def leave(*, sure: bool) -> None:
     """Forget the cluster of this machine, wait until its node has ended, and inform the coordinator.
+
+    ``sure`` asks no question on the machine that coordinates, where the cluster ends.
 
     Raises:
         UsageError: the cluster would end, and there is no terminal to confirm.

@@ -22,9 +22,10 @@ _MAX_CLOCK_OFFSET_S = 5.0
 
 
 def connect(peer: str | None = None) -> CoordinatorClient:
-    """A connection to the cluster of this machine.
+    """A connection to the cluster of this machine; ``peer`` is ``HOST:PORT`` of the coordinator, None to search for it.
 
     Raises:
+        UsageError: ``peer`` is not an address.
         PairingError: this machine belongs to no cluster, or is not admitted.
         PeerLost: the coordinator is not found.
     """
@@ -32,7 +33,7 @@ def connect(peer: str | None = None) -> CoordinatorClient:
 
 
 def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a code and how to use it."""
+    """Print a pairing code, and the command for the machine that joins."""
     code, port = answer["code"], answer["port"]
     peers = [str(Address(host, port)) for host in answer["addresses"]]
     if as_json:
@@ -41,11 +42,11 @@ def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo("Run this on the other machine within ten minutes:\n")
     say(f"    edgepp join {code}\n", bold=True)
     if peers:
-        say(f"If it does not find this machine, add --peer {peers[0]}")
+        say(f"If the command does not find this machine, add --peer {peers[0]}")
 
 
 def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a token and how to use it."""
+    """Print a token, and the steps for the machines that join by it."""
     if as_json:
         click.echo(json.dumps({"token": answer["token"], "name": answer["name"]}))
         return
@@ -66,7 +67,9 @@ def show_revoked(answer: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(f"{answer['revoked']} is revoked; only a new code of `edgepp invite` lets it join again")
     if answer["came_by"]:
         name = answer["came_by"]
-        click.echo(f"It joined by {name}, and can join by it under a new key: `edgepp revoke {name}` prevents that")
+        click.echo(
+            f"The machine joined by {name}, which lets it join under a new key: `edgepp revoke {name}` prevents that"
+        )
 
 
 def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -87,7 +90,14 @@ def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
-    """Checks of `edgepp doctor` that need the coordinator: is the key accepted, do versions and clocks agree."""
+    """Checks of `edgepp doctor` that need the coordinator, none if this machine belongs to no cluster.
+
+    In this order: admission by the coordinator; states, versions and clocks of the nodes; cost of sums. ``peer`` is
+    ``HOST:PORT`` of the coordinator, None to search for it.
+
+    Raises:
+        EdgeppError: the file of the cluster is damaged, or other users may read it.
+    """
     if load_cluster() is None:
         return ()
     reached: list[CoordinatorClient] = []
@@ -114,7 +124,7 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
 
 
 def _next_step(error: EdgeppError) -> str:
-    """The next step after an error; another one than running `edgepp doctor`."""
+    """The next step after an error, without the advice to run `edgepp doctor`, which runs already."""
     if isinstance(error, PeerLost):
         return "start `edgepp serve` on the coordinator's machine, or give its address with --peer HOST:PORT"
     return error.hint

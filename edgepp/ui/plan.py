@@ -27,6 +27,7 @@ from edgepp.ui.screen import Rows, Screen, say
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MAX_CHANGES = 3
+"""Most changes of the cluster that are suggested to make one answer faster."""
 _PARTS = {
     "weights": "reading weights",
     "KV": "reading the KV cache",
@@ -39,7 +40,9 @@ _PARTS = {
 """Names of the parts of a step, for people."""
 _WAYS = {"tensor": "sharing each layer", "pipeline": "a pipeline", "one": "one machine"}
 _SIMILAR = 0.05
+"""Relative difference below which two speeds count as about the same."""
 _MINUTES_S = 180.0
+"""Time from which on minutes are shown instead of seconds."""
 
 
 def show_plan(
@@ -54,6 +57,7 @@ def show_plan(
 
     Raises:
         PlanError: the cluster cannot hold the model; the hint says what would help.
+        SystemExit: the same with ``as_json``, after it was printed as JSON.
         UsageError: the plot cannot be drawn or written.
     """
     if plot is not None:
@@ -166,7 +170,7 @@ def _requests(found: Forecast) -> Rows:
 
 
 def _limit(decode: Decode) -> str:
-    """Limit of ``decode``, for people."""
+    """Limit of the rate of ``decode``, for people: the longest part of a round trip, a link, or a node and its part."""
     if decode.limit == "round trip":
         return _PARTS[max(decode.parts, key=lambda part: decode.parts[part])]
     if decode.limit.startswith("link "):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from edgepp.ui.screen import Screen
 
 _SHOW_AFTER_S = 1.0
-"""Work that ends sooner shows no bar."""
+"""Time after the first progress before a bar is shown."""
 
 
 class ByteProgress:

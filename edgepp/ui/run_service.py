@@ -22,7 +22,11 @@ class Service(Protocol):
     """A service that can be opened, watched and closed, such as a ``Background``."""
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
-        """Start the service."""
+        """Start the service; ``on_progress(done_bytes, total_bytes, what)`` may be called in another thread.
+
+        Raises:
+            EdgeppError: the service cannot start.
+        """
 
     async def close(self) -> None:
         """End the service, open or not."""
@@ -55,7 +59,7 @@ def run_until_stopped(
     """
     opened = asyncio.Event()
     came: list[int] = []
-    hold_outputs()  # a terminal that takes nothing may not stop what runs in the event loop, such as the HTTP server
+    hold_outputs()  # a terminal that takes no output must not block the event loop, where the HTTP server runs
 
     async def show_all() -> None:
         async for event in service.events():
@@ -100,7 +104,10 @@ def run_until_stopped(
 
 @contextmanager
 def _cancelled_by_signals(came: list[int]) -> Iterator[None]:
-    """Let SIGTERM and SIGHUP cancel this task, as asyncio's SIGINT does: raised anywhere, they would cut all tasks."""
+    """Let SIGTERM and SIGHUP cancel this task, as asyncio does at SIGINT; ``came`` collects the signals' numbers.
+
+    An exception raised by the signal handler itself could break into any task.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     handlers = {number: handler for number, handler in before.items() if callable(handler)}

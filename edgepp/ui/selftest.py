@@ -28,18 +28,24 @@ class SelftestOptions:
     """Options of `edgepp selftest`: the target, the checks, and the folder of the report."""
 
     cluster: bool = False
+    """Whether to check the cluster of this machine, not one made for the selftest."""
     model: str | None = None
+    """Model of the cluster made for the selftest; None for smollm2-135m."""
     peer: str | None = None
+    """``HOST:PORT`` of the coordinator; None to search for it."""
     only: tuple[str, ...] = ()
+    """Names of the checks to run; empty for all."""
     report: str | None = None
+    """Folder of the report; None for no files."""
     as_json: bool = False
 
 
 def selftest(options: SelftestOptions) -> bool:
-    """Run the checks and print each result. Returns whether none failed.
+    """Run the checks and print each result. Returns whether no check failed.
 
     Raises:
         UsageError: there is no such check, or the report cannot be written.
+        ModelError: there is no such model, or the model cannot be fetched.
     """
     checks = chosen(options.only, cluster=options.cluster)
     report = SelftestReport(options.cluster)

@@ -59,7 +59,10 @@ def run(cluster: ServedCluster, http: HttpServer | None, trace: Path | None, *, 
 
 
 class _ClusterWithHttp:
-    """A cluster and its HTTP server, which takes its port first and answers when the cluster does; and the traces."""
+    """A cluster with its HTTP server and the file of its traces.
+
+    The server binds its port first, and answers requests once the cluster is open. The traces are written at the end.
+    """
 
     def __init__(self, cluster: ServedCluster, http: HttpServer | None, trace: Path | None) -> None:
         self._cluster = cluster
@@ -68,7 +71,7 @@ class _ClusterWithHttp:
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
         if self._trace is not None:
-            write_all((), self._trace)  # a file that cannot be written is told before the first request
+            write_all((), self._trace)  # an unwritable file fails here, not after the last request
         if self._http is not None:
             self._http.listen()
         await self._cluster.open(on_progress)

@@ -23,7 +23,7 @@ def facts(http: HttpServer | None) -> dict[str, Any]:
 
 
 def greet(http: HttpServer | None) -> None:
-    """Print how clients reach the server."""
+    """Print the URLs of the server, a command to try, and for a LAN its key and QR code; nothing without a server."""
     if http is None:
         return
     if http.taken_port is not None:
@@ -43,9 +43,9 @@ def _greet_lan(http: HttpServer) -> None:
     if http.new_key:
         say(f"The first key, which is not shown again:\n\n    {http.new_key}\n")
     elif not http.has_keys:
-        say("There is no key yet, so all of them are refused.")
+        say("There is no key yet, so other machines are refused.")
     else:
-        say("This prints no key again; `edgepp keys list` shows the names of those there are.")
+        say("A key is printed only when it is made; `edgepp keys list` shows the names of the keys.")
     if http.options.lan and http.lan_urls and sys.stdout.isatty():
         if not http.new_key:
             say("The QR code holds the address alone, without a key:")

@@ -32,7 +32,7 @@ _LINGER = (
 )
 _LOCAL_NETWORK = (
     "macOS may ask whether edgepp may find devices on your local network: allow it, or other machines are not reached."
-    " Nobody is asked for a daemon: sudo edgepp service install --daemon …"
+    " A daemon needs no such permission: sudo edgepp service install --daemon …"
 )
 
 
@@ -40,7 +40,8 @@ def manager(*, daemon: bool) -> ServiceManager:
     """The service manager of this machine.
 
     Raises:
-        UsageError: there is no service manager, or it has no daemons.
+        UsageError: ``daemon`` is set on Linux, or on macOS for root.
+        EdgeppError: neither systemd nor launchd runs here.
     """
     if sys.platform == "darwin":
         return Launchd(daemon=daemon)
@@ -55,9 +56,12 @@ def manager(*, daemon: bool) -> ServiceManager:
 
 
 def install(role: Role, options: tuple[str, ...], *, daemon: bool, linger: bool | None, as_json: bool) -> None:
-    """Install and start the service; ``linger`` keeps it running after a logout, and None asks where one can.
+    """Install and start the service, and print its command and file.
+
+    ``linger`` keeps the service running after a logout; None asks the person at the terminal, if there is one.
 
     Raises:
+        UsageError: an option is not one of this system, or the service could not start by itself.
         EdgeppError: this machine is not ready for ``role``, or the service manager refuses.
     """
     found = manager(daemon=daemon)
@@ -74,9 +78,7 @@ def install(role: Role, options: tuple[str, ...], *, daemon: bool, linger: bool 
     say(f"installed and started under {found.name}: {' '.join(definition.command)}")
     say(f"file: {found.path}")
     if os.environ.get("EDGEPP_TOKEN"):
-        say(
-            f"EDGEPP_TOKEN is not written into it; a later start needs the token in {config_dir() / 'token'} (mode 600)"
-        )
+        say(f"EDGEPP_TOKEN is not in this file; a later start needs the token in {config_dir() / 'token'} (mode 600)")
     if isinstance(found, Systemd) and not found.lingers:
         say(f"{_LINGER} To turn it on: loginctl enable-linger")
     if isinstance(found, Launchd) and not daemon:
@@ -85,7 +87,11 @@ def install(role: Role, options: tuple[str, ...], *, daemon: bool, linger: bool 
 
 
 def show_file(role: Role, options: tuple[str, ...], *, daemon: bool, as_json: bool) -> None:
-    """Print the file that would be installed, also where no service manager runs."""
+    """Print the file that would be installed, also where no service manager runs.
+
+    Raises:
+        UsageError: ``daemon`` is set for root on macOS, or an option contains a control character.
+    """
     found: ServiceManager = Launchd(daemon=daemon) if sys.platform == "darwin" else Systemd()
     text = found.text(_definition(role, options))
     if as_json:
@@ -95,7 +101,11 @@ def show_file(role: Role, options: tuple[str, ...], *, daemon: bool, as_json: bo
 
 
 def show_status(*, daemon: bool, as_json: bool) -> None:
-    """Print whether the service is installed and runs."""
+    """Print whether the service is installed and runs.
+
+    Raises:
+        EdgeppError: there is no service manager, or it does not answer.
+    """
     status = manager(daemon=daemon).status()
     if as_json:
         say_json(facts(status))
@@ -123,10 +133,12 @@ def _sentence(status: ServiceStatus) -> str:
 
 
 def show_logs(lines: int, *, follow: bool, daemon: bool) -> None:
-    """Replace this process by the command that shows the service's output.
+    """Replace this process by the command that shows the last ``lines`` lines of the service's output.
+
+    ``follow`` shows further lines as they come.
 
     Raises:
-        EdgeppError: that command is missing.
+        EdgeppError: there is no service manager, or the command is missing.
     """
     command = manager(daemon=daemon).log_command(lines, follow=follow)
     program = shutil.which(command[0])
@@ -155,7 +167,7 @@ def remove(*, daemon: bool, as_json: bool) -> None:
 
 
 def _definition(role: Role, options: tuple[str, ...]) -> ServiceDefinition:
-    """The command with absolute folders, as a service runs in another one."""
+    """The definition of the service; folders in ``options`` become absolute, since a service runs in another folder."""
     absolute = tuple(
         str(Path(word).absolute()) if word.startswith(".") and Path(word).exists() else word for word in options
     )
@@ -186,7 +198,7 @@ def _check_role(role: Role, options: tuple[str, ...]) -> None:
 
 
 def _wants_linger(linger: bool | None, *, quiet: bool) -> bool:
-    """Whether to turn lingering on: by ``linger``, or where that is None by the answer of a person."""
+    """Whether to turn lingering on: as ``linger`` says, or if it is None as a person at the terminal answers."""
     if linger is not None or quiet or not sys.stdin.isatty():
         return bool(linger)
     say(_LINGER)

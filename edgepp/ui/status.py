@@ -36,6 +36,7 @@ def show_status(peer: str | None, *, watch: bool, as_json: bool) -> None:
     """Print the state of the cluster; with ``watch`` refresh it until Ctrl-C, and reconnect if needed.
 
     Raises:
+        UsageError: ``peer`` is not an address.
         PairingError: this machine belongs to no cluster, or is not admitted.
         PeerLost: the coordinator is not found, without ``watch``.
     """
@@ -88,7 +89,7 @@ def _watch(peer: str | None, show: Callable[[dict[str, Any]], None], show_error:
 
 
 def tables(state: Mapping[str, Any]) -> Group:
-    """The state as a line, a table of nodes and a table of stages."""
+    """The state of the cluster as a line, remarks, a table of nodes and a table of stages."""
     answers = state["answers"]
     head = Text.assemble(
         (str(state["model"]), "bold"),

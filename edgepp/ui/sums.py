@@ -27,7 +27,7 @@ def sum_text(pair: Mapping[str, Any]) -> str:
 
 
 def measured_sums(connection: CoordinatorClient) -> Finding:
-    """The cost of sums over each pair of nodes, measured now where it was not measured before."""
+    """The finding on the cost of sums over each pair of nodes, after up to 20 s for the pairs not measured yet."""
     try:
         wanted = connection.call("measure")["pairs"]
         until_s = time.monotonic() + _WAIT_S
@@ -39,10 +39,12 @@ def measured_sums(connection: CoordinatorClient) -> Finding:
         return Finding("sums", ok=None, found="no two nodes that could share layers", do="")
     texts = [sum_text(pair) for pair in found]
     if len(found) < wanted:
-        texts.append(f"{wanted - len(found)} of {wanted} pairs are not measured yet, which waits for answers to end")
+        texts.append(
+            f"{wanted - len(found)} of {wanted} pairs are not measured yet: measuring waits for answers to end"
+        )
     return Finding("sums", ok=None, found="; ".join(texts), do="`edgepp plan MODEL` says whether sharing layers pays")
 
 
 def tried(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The pairs of nodes whose measurement has ended, well or not."""
+    """The pairs of nodes whose measurement has ended, with figures or with a problem."""
     return [pair for pair in status["sums"] if pair["latency_s"] is not None or pair["problem"]]

@@ -42,7 +42,7 @@ def list_requests(peer: str | None, *, as_json: bool) -> None:
 def show_request(request: str, output: str | None, peer: str | None, *, as_json: bool) -> None:
     """Print the parts of a request's time, and write its trace to the file ``output``.
 
-    An empty ``output`` is the usual name, None writes no file.
+    An empty ``output`` means the file ``REQUEST.trace.json`` in the current folder; None writes no file.
 
     Raises:
         EdgeppError: the coordinator is not found, or keeps no such trace; or the file cannot be written.
@@ -70,7 +70,7 @@ def write(trace: TraceView, path: Path) -> None:
 
 
 def write_all(traces: Iterable[RequestTrace], path: Path) -> None:
-    """Write several traces, in whatever order, as one file for Perfetto; an empty one without any.
+    """Write traces, in any order, as one file for Perfetto; without traces the file has no events.
 
     Raises:
         UsageError: the file cannot be written.
@@ -122,7 +122,7 @@ def tables(trace: TraceView) -> list[Rows | str]:
 
 
 def _remarks(trace: TraceView, found: TimeSplit) -> list[str]:
-    lines = [f"{found.num_tokens} tokens; what went on at the same time shares its time equally"]
+    lines = [f"{found.num_tokens} tokens; parts at the same moment share its time equally"]
     if found.beside_us:
         beside = ", ".join(f"{name} {us / 1e3:.1f} ms" for name, us in found.beside_us.items())
         lines.append(f"beside, in other threads: {beside}")
@@ -136,7 +136,7 @@ def _remarks(trace: TraceView, found: TimeSplit) -> list[str]:
         error = f"{trace.clock_error_us} µs" if trace.clock_error_us >= 0 else "unknown: the stage was not asked yet"
         lines.append(f"clocks of stages are known to {error}")
     if trace.num_dropped:
-        lines.append(f"{trace.num_dropped} records did not fit, so the end is missing")
+        lines.append(f"{trace.num_dropped} records did not fit, so the end of the trace is missing")
     return lines
 
 

@@ -13,14 +13,15 @@ from edgepp.ui.screen import say, say_json
 from edgepp.ui.step_line import StepLine
 
 _LOOK_S = 0.5
+"""Pause between two looks at the state of the cluster."""
 
 
 def use(model: str, *, as_json: bool) -> None:
-    """Change the model of the cluster that this machine coordinates, and wait until it answers.
+    """Change the model of the cluster that this machine coordinates, and wait until the new model is ready.
 
     Raises:
         UsageError: another machine coordinates the cluster, or another change is under way.
-        EdgeppError: the model cannot be had or does not fit; the cluster goes on with the former one.
+        EdgeppError: the model cannot be fetched or does not fit; the cluster goes on with the former model.
     """
     began_s = time.monotonic()
     with connect() as client, StepLine(as_json=as_json) as step:
@@ -48,7 +49,7 @@ def _absolute(model: str) -> str:
 
 
 def _show(step: StepLine, change: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Show the change as the cluster's ``state`` has it."""
+    """Show the step, progress and estimated time of a change; ``state`` is the state of the cluster."""
     if change["state"] == "opening":  # a name that is unknown is refused in this state
         return
     loading = (state["loading"] or {}) if change["state"] == "loading" else {}

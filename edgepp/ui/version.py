@@ -53,7 +53,11 @@ def show_version(*, as_json: bool) -> None:
 
 
 def completion_script(shell: str, command: click.Command) -> str:
-    """The script that makes ``shell`` complete the subcommands and options of ``command``."""
+    """The script that makes ``shell`` (bash, zsh or fish) complete the subcommands and options of ``command``.
+
+    Raises:
+        LookupError: there is no completion for ``shell``.
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)

@@ -12,9 +12,9 @@ from edgepp.ui.launch.codex import codex
 from edgepp.ui.launch.settings import ANY_KEY, KEY_VARIABLE, ConfigFile, Launch, Target
 
 _ANSWER_TOKENS = 4096
-"""Tokens of an answer that are kept free for clients that ask how many."""
+"""Longest answer in tokens, for clients that have a setting for this limit."""
 _LEAST_COMPACT_WINDOW = 100_000
-"""Smallest window that Claude Code compacts at; of a smaller setting it warns, and uses this one."""
+"""Smallest window in tokens at which Claude Code compacts; at a smaller setting Claude Code warns and uses this one."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Folders:
     home: Path
     """The user's home."""
     environment: Mapping[str, str]
-    """The environment, in which some clients are told where their files are."""
+    """Environment variables; some name the folders of clients, such as ``CODEX_HOME``."""
 
     def of(self, variable: str, *otherwise: str) -> Path:
         """The folder that ``variable`` names, or one in the user's home."""
@@ -42,7 +42,7 @@ def _claude(target: Target, folders: Folders) -> Launch:
         "ANTHROPIC_DEFAULT_SONNET_MODEL": target.model,
         "ANTHROPIC_DEFAULT_HAIKU_MODEL": target.model,
         "CLAUDE_CODE_SUBAGENT_MODEL": target.model,
-        # Both change with each request and stand before the conversation, which could not be kept then.
+        # Both texts change with each request and come before the conversation, whose KV cache could not be reused then.
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "off",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -50,7 +50,7 @@ def _claude(target: Target, folders: Folders) -> Launch:
     if target.context >= _LEAST_COMPACT_WINDOW:
         settings["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] = str(target.context)
     token = {"ANTHROPIC_AUTH_TOKEN": target.key or ANY_KEY}
-    # A key is asked for when it is needed, so that it stands in no file.
+    # The helper prints the key when Claude Code needs it, so that no file has the key.
     written = {"apiKeyHelper": f"printenv {KEY_VARIABLE}"} if target.key else {}
     return Launch(
         ("claude",),
@@ -149,7 +149,7 @@ def _llm(target: Target, folders: Folders) -> Launch:
 
 
 def _llm_folder(folders: Folders) -> Path:
-    """The folder of llm's files, which click chooses by the system."""
+    """The folder of llm's files: ``LLM_USER_PATH``, or click's choice for the operating system, as in llm."""
     import click
 
     named = folders.environment.get("LLM_USER_PATH")

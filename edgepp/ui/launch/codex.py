@@ -22,7 +22,7 @@ def codex(target: Target, folder: Path, home: Path) -> Launch:
     """Settings and command of Codex.
 
     Args:
-        target: The cluster.
+        target: The server and its model.
         folder: The folder of the catalogue, which Codex reads at every start.
         home: Codex's own folder, which ``CODEX_HOME`` names.
     """
@@ -51,7 +51,7 @@ def _settings(target: Target, catalogue: Path) -> dict[str, Any]:
         "model_providers.edgepp.wire_api": "responses",
         "web_search": "disabled",
     }
-    if target.key:  # Codex does not start if the variable that it is told of is not set
+    if target.key:  # Codex does not start if the variable in ``env_key`` is not set
         settings["model_providers.edgepp.env_key"] = KEY_VARIABLE
     if target.context < _SMALL_CONTEXT:
         settings |= {f"features.{name}": False for name in _SPARE_FEATURES}

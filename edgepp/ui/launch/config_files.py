@@ -21,8 +21,10 @@ Change = list[Any]
 def write_config(config: ConfigFile, record: Path) -> Path:
     """Write the settings that the client needs, after undoing earlier ones; returns the path of the client's file.
 
+    ``record`` is the file in which edgepp keeps what it changed, for ``undo_config``.
+
     Raises:
-        EdgeppError: a file cannot be read or written, or holds what cannot be changed safely.
+        EdgeppError: a file cannot be read or written, or the client's file is in a form that cannot be merged.
     """
     undo_config(record)
     path = config.path.expanduser().resolve()  # a link stays a link
@@ -63,13 +65,13 @@ def undo_config(record: Path) -> Path | None:
     elif now is not None and (added := _added(before or "", after)) and added in now:
         _write(path, now.replace(added, "", 1))
     elif now is not None:
-        raise EdgeppError(f"{path} was changed since", f"undo it by hand, then remove {record}")
+        raise EdgeppError(f"{path} was changed after --write", f"remove the settings by hand, then remove {record}")
     record.unlink(missing_ok=True)
     return path
 
 
 def _remove_empty(folders: object) -> None:
-    """Remove the folders that writing has made, the innermost first, up to one that others use too."""
+    """Remove the ``folders`` that were made for a file, the innermost first, up to a folder that has other files."""
     with suppress(OSError):
         for folder in folders if isinstance(folders, list) else []:
             Path(folder).rmdir()
@@ -129,7 +131,7 @@ def _loaded(path: Path, text: str) -> dict[str, Any]:
         root = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EdgeppError(
-            f"{path} is not plain JSON, such as with comments", "add the lines that --print shows by hand"
+            f"{path} is not plain JSON: it has comments, or is damaged", "add the lines that --print shows by hand"
         ) from error
     if not isinstance(root, dict):
         raise EdgeppError(f"{path} is no JSON object", "add the lines that --print shows by hand")
@@ -143,7 +145,9 @@ def _read(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise EdgeppError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", "look at it") from error
+        raise EdgeppError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}", "check the file and its permissions"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

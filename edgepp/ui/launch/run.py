@@ -19,7 +19,7 @@ from edgepp.ui.launch.target import find_target
 from edgepp.ui.screen import say
 
 _PROMPTS_OF_CONTEXT = 2.5
-"""Contexts below this many first prompts are warned of."""
+"""Ratio of the context to the client's first prompt below which a warning is printed."""
 
 
 def print_settings(client: str, url: str | None, arguments: Sequence[str]) -> None:

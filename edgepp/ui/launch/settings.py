@@ -10,7 +10,7 @@ from typing import Any, Literal
 KEY_VARIABLE = "EDGEPP_API_KEY"
 """The environment variable from which an API key is taken."""
 ANY_KEY = "edgepp"
-"""The key for clients that want one where the cluster wants none."""
+"""The key for a client that requires a key, where the cluster requires none."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,11 @@ class Target:
     url: str
     """Base URL of the server, without ``/v1``."""
     model: str
+    """Name of the model, as the server lists it."""
     context: int
     """Tokens that prompt and answer may have together, as served."""
     key: str = ""
+    """API key; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Launch:
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     own_files: Mapping[Path, str] = field(default_factory=dict)
-    """Files of edgepp that the command line names."""
+    """Files of edgepp that the client reads: path to text."""
     config: ConfigFile | None = None
     """The file that ``--write`` writes; None where the client reads all settings from its environment."""
     needs_config: bool = False
-    """Whether the client reads ``config`` alone and cannot be told otherwise."""
+    """Whether the client takes its settings from the file of ``config`` alone, not from environment or command line."""
     note: str = ""
     """A sentence on further work of the user; empty where there is none."""
     install: str = ""

@@ -19,7 +19,7 @@ _MAX_BYTES = 1 << 20
 
 
 def find_target(url: str | None, key: str) -> Target:
-    """The server at ``url``, or the server of this machine.
+    """The server at ``url``, or the server of this machine if ``url`` is None, asked with the API key ``key``.
 
     Raises:
         UsageError: no server is known, or ``url`` is not the URL of a server.

@@ -136,7 +136,7 @@ def test_a_whole_file_that_was_changed_since_is_not_removed(tmp_path: Path) -> N
     one = config(tmp_path, "ours\n", "whole")
     write_config(one, record(tmp_path))
     one.path.write_text("theirs\n")
-    with pytest.raises(EdgeppError, match="changed since"):
+    with pytest.raises(EdgeppError, match="changed after --write"):
         undo_config(record(tmp_path))
     assert one.path.read_text() == "theirs\n"
 
