@@ -94,11 +94,11 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
 
     In this order: admission by the coordinator; states, versions and clocks of the nodes; cost of sums. ``peer`` is
     ``HOST:PORT`` of the coordinator, None to search for it.
-
-    Raises:
-        EdgeppError: the file of the cluster is damaged, or other users may read it.
     """
-    if load_cluster() is None:
+    try:
+        if load_cluster() is None:
+            return ()
+    except (EdgeppError, OSError):  # a finding of ``doctor.configuration``
         return ()
     reached: list[CoordinatorClient] = []
 

@@ -20,7 +20,7 @@ from edgepp.cluster.discovery.multicast_check import Hearing
 from edgepp.cluster.discovery.network_interfaces import interfaces
 from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
 from edgepp.errors import UsageError
-from edgepp.ui import doctor, doctor_network
+from edgepp.ui import doctor, doctor_network, peers
 from edgepp.ui.finding import Finding, Known
 from edgepp.wire.address import Address
 
@@ -111,6 +111,7 @@ def test_the_configuration_is_read(home: Path) -> None:
     assert known == Known(identity.node, cluster.id)
     assert all(finding.ok for finding in findings)
     (home / "cluster.json").write_text("{")
+    assert peers.checks(None) == ()
     known, findings = doctor.configuration()
     assert known == Known(identity.node, None)
     assert findings[-1].ok is False
