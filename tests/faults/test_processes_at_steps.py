@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgepp.coordinator.plan_timing import RETURN_WAIT_S
 from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions
 from edgepp.engine.stage_watch import LOST_S
 from edgepp.model.fetch import fetch
@@ -177,7 +178,9 @@ def test_the_coordinator_dies_and_comes_back(cluster: Served, asked: Questions) 
     began_s = time.monotonic()
     one.expect("listening", 1)
     pids = {stage["node"]: stage["pid"] for stage in cluster.whole()["stages"]}
-    assert [pids[name] for name in NAMES[1:]] == [before[name] for name in NAMES[1:]]
-    print(f"\n  measured: whole {time.monotonic() - began_s:.1f} s after its start")  # noqa: T201
+    whole_s = time.monotonic() - began_s
+    if whole_s < RETURN_WAIT_S:  # else a member may have come so late that another one took its layers
+        assert [pids[name] for name in NAMES[1:]] == [before[name] for name in NAMES[1:]]
+    print(f"\n  measured: whole {whole_s:.1f} s after its start")  # noqa: T201
     again = Stream(*asked.asked["plain"]).result()
     again.is_right(asked.expected["plain"])
