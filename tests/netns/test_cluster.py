@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
+from edgepp.coordinator.plan_timing import RETURN_WAIT_S
 from edgepp.engine.stage_watch import LOST_S
 from tests.cluster import chat as chat_here
 from tests.netns.members import (
@@ -296,9 +297,10 @@ def test_members_come_back_to_a_coordinator_that_was_killed(home: Home) -> None:
     took_s = time.monotonic() - began_s
     assert home.asker.ask(PROMPT, TOKENS).get("token_ids") == home.first[0]
     show(f"coordinator killed: three stages again after {took_s:.2f} s")
-    for name in ("two", "three"):
-        assert state[name].pids == home.settled[name].pids
-    assert {name: one.layers for name, one in state.items()} == {n: one.layers for n, one in home.settled.items()}
+    if took_s < RETURN_WAIT_S:  # else a member may have come so late that another one took its layers
+        for name in ("two", "three"):
+            assert state[name].pids == home.settled[name].pids
+        assert {name: one.layers for name, one in state.items()} == {n: one.layers for n, one in home.settled.items()}
 
 
 def test_a_member_that_was_killed_is_planned_around_and_comes_back(home: Home) -> None:
