@@ -216,6 +216,7 @@ class _Wake:
         self._event = asyncio.Event()
         self._idle_s = idle_s
         self._waits_since_s = math.inf
+        """When the present wait began, by the loop's clock; infinity while nobody waits."""
         self._came = False
         self._timer = self._loop.call_later(idle_s, self._look)
 
@@ -241,4 +242,5 @@ class _Wake:
         left_s = self._waits_since_s + self._idle_s - self._loop.time()
         if left_s <= 0:
             self._event.set()
-        self._timer = self._loop.call_later(left_s if 0 < left_s < self._idle_s else self._idle_s, self._look)
+            left_s = self._idle_s
+        self._timer = self._loop.call_later(min(left_s, self._idle_s), self._look)

@@ -118,9 +118,8 @@ class Answer:
     async def pieces(self) -> AsyncGenerator[TextPiece, None]:
         """Pieces of text with the tokens that they are made of, if log-probabilities were requested.
 
-        An empty piece tells that the prompt was accepted: ``prompt_tokens`` is known from then on. (Through a
-        ``Connection`` that is known at the end, without such a piece.) ``timing.reused`` is known from the next piece
-        on. Leaving the loop early cancels the answer.
+        An empty piece tells that the prompt was accepted, and ``prompt_tokens``; a ``Connection`` knows these at the
+        end. ``timing.reused`` is known from the next piece on. Leaving the loop early cancels the answer.
 
         Raises:
             UsageError: the answer was read before.
@@ -216,7 +215,7 @@ class Answer:
             self._request_id = begun.request_id
             if self._cancelled:
                 begun.cancel()
-            if answer.prompt_tokens:  # else the answer itself tells when the prompt was accepted
+            if answer.prompt_tokens:  # else the answer tells it
                 yield _Piece(TextPiece(""), 0, answer)
             for piece in answer.pieces():
                 yield _Piece(piece, len(answer.token_ids), answer)

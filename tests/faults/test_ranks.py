@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from edgepp.coordinator.client import connect_coordinator
-from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
-from tests.faults.served import Member, Stream
+from tests.faults.served import Member, Stream, all_right
 from tests.waiting import eventually
 
 
@@ -72,10 +71,7 @@ def test_four_streams_go_on_when_a_rank_dies_or_hangs(tmp_path: Path, questions:
                 stream.reaches(10)
             os.kill(before[stage]["ranks"][rank]["pid"], number)
             lost_s = time.monotonic()
-            for name, stream in streams.items():
-                result = stream.result()
-                result.is_right(questions.expected[name])
-                result.ended_within(ENDS_S, lost_s)
+            all_right(streams, questions, lost_s)
             after = stages()
             assert any(reason in line for line in said_why(member)), said_why(member)
             for index, (old, new) in enumerate(zip(before, after, strict=True)):
