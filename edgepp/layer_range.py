@@ -82,13 +82,15 @@ def _are(start: int, stop: int) -> str:
     return f"layers {start}-{stop - 1} are" if stop - start > 1 else f"layer {start} is"
 
 
-def split_evenly(num_layers: int, stages: int) -> tuple[LayerRange, ...]:
+def split_evenly(num_layers: int, stages: int, head: float = 0.0) -> tuple[LayerRange, ...]:
     """Split ``num_layers`` layers into ``stages`` ranges, in order, of lengths that differ by one at most.
+
+    The last range is shorter by the part of ``head`` layers that makes all ranges equal with these behind it.
 
     Raises:
         PlanError: ``stages`` is not from 1 to ``num_layers``.
     """
     if not 1 <= stages <= num_layers:
         raise PlanError(f"{num_layers} layers cannot be split over {stages} stages", f"use 1 to {num_layers} stages")
-    cuts = [num_layers * i // stages for i in range(stages + 1)]
+    cuts = [min(int((num_layers + head) * i / stages), num_layers - stages + i) for i in range(stages)] + [num_layers]
     return tuple(LayerRange(a, b) for a, b in pairwise(cuts))

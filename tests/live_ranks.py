@@ -141,7 +141,7 @@ def first_rank(
 
     def load(group: RankGroup) -> tuple[RankModel, SplitHead]:
         mine = ShardedCheckpoint.of(checkpoint, shares[group.rank])
-        head = SplitHead(chosen.load_rank_head(mine, options), [share.vocabulary for share in shares])
+        head = SplitHead(chosen.load_head(mine, options), [share.vocabulary for share in shares])
         return chosen.load_rank(mine, part, options, group.reduce), head
 
     live = LiveRanks(len(weights), checkpoint.hidden_size, keys, checkpoint.vocab_size, local=local)

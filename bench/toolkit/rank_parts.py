@@ -34,8 +34,9 @@ from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import RankConfig, StageSettings
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.local_sums import LocalSums, adopted
+from edgepp.stage_process.output_head import WantedResult
 from edgepp.stage_process.rank_group import RankGroup
-from edgepp.stage_process.split_head import SplitHead, WantedResult
+from edgepp.stage_process.split_head import SplitHead
 from edgepp.wire.address import Address
 from edgepp.wire.security import Gate, KeyPair
 
@@ -89,7 +90,7 @@ def token_parts(
         reduction = _TimedReduction(group)
         shares = share_out(checkpoint.settings, weights)
         mine = ShardedCheckpoint.of(checkpoint, shares[0])
-        head = SplitHead(chosen.load_rank_head(mine, options), [share.vocabulary for share in shares])
+        head = SplitHead(chosen.load_head(mine, options), [share.vocabulary for share in shares])
         part = chosen.load_rank(mine, layers, options, reduction)
         stage = FirstRank(part, group, [len(share.kv_heads) for share in shares], _raise, head)
         found = []
@@ -147,8 +148,8 @@ def _group_of_processes(
         first, *others = socket_pairs(len(weights), ours)
         local = _local_sums(first, awake=policy.awake)
         for rank, descriptors in enumerate(others, 1):
-            mine = RankConfig(_GROUP, rank, tuple(weights), descriptors, head=True)
-            children.append(StageProcess(settings.config(folder, str(folder), layers, rank=mine)))
+            mine = RankConfig(_GROUP, rank, tuple(weights), descriptors)
+            children.append(StageProcess(settings.config(folder, str(folder), layers, rank=mine, head=True)))
     width, vocabulary = checkpoint.hidden_size, checkpoint.vocab_size
     group = RankGroup(context, _GROUP, 0, len(weights), width, awake=policy.awake, vocabulary=vocabulary)
     group.add_locally(local)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
@@ -31,14 +32,29 @@ def candidates_of(logits: Array, first: int, count: int) -> Array:
         if not np.isfinite(top):
             out[1] = top
             continue
-        if count == 1:
-            ids = np.array([row.argmax()])
-        else:
-            few = min(count, len(row))
-            # All tokens with the last of these logits or a larger one: ``argpartition`` takes any of equal tokens.
-            ids = np.flatnonzero(row >= np.partition(row, len(row) - few)[len(row) - few])
-        out[0] = top + np.log(np.exp(row - top).sum())
+        ids = likeliest(row, count)
+        out[0] = log_sum_exp(row)
         _write(out, row[ids], ids + first, count)
+    return found
+
+
+def likeliest(logits: Array, count: int) -> npt.NDArray[np.int64]:
+    """Ids of the ``count`` largest of ``logits`` (V,), which hold no NaN, largest first and equal ones by id."""
+    if count == 1:
+        return np.array([logits.argmax()])
+    few = min(count, len(logits))
+    if not few:
+        return np.empty(0, np.int64)
+    # All tokens with the last of these logits or a larger one: ``argpartition`` takes any of equal tokens.
+    ids = np.flatnonzero(logits >= np.partition(logits, len(logits) - few)[len(logits) - few])
+    return ids[np.lexsort((ids, -logits[ids]))[:few]]
+
+
+def log_sum_exp(logits: Array) -> np.float32:
+    """Logarithm of the sum of the exponentials of float32 ``logits`` (V,), of which the largest is finite."""
+    top = logits.max()
+    with np.errstate(over="ignore"):  # logits as far apart as floats can be
+        found: np.float32 = top + np.log(np.exp(logits - top).sum())
     return found
 
 
@@ -90,7 +106,7 @@ class CandidateRow:
         """
         self._vocabulary = vocabulary
         count = (len(row) - 1) // 2
-        self._log_sum_exp, self._logits = float(row[0]), row[1 : 1 + count]
+        self._log_sum_exp, self._logits = row[0], row[1 : 1 + count]
         self._ids = _ids(row, count)
         if not 0 <= self._ids.min() <= self._ids.max() < vocabulary:
             raise StageFault(f"a stage returned a token id that is not below {vocabulary}")
@@ -111,5 +127,6 @@ class CandidateRow:
 
     def top_logprobs(self, count: int) -> tuple[tuple[int, float], ...]:
         """Pairs of a token id and its log-probability, likeliest first, of at most ``count`` candidates."""
-        pairs = zip(self._ids[:count], self._logits[:count], strict=True)
-        return tuple((int(id_), float(logit) - self._log_sum_exp) for id_, logit in pairs if logit > -np.inf)
+        with np.errstate(over="ignore"):
+            pairs = zip(self._ids[:count], self._logits[:count] - self._log_sum_exp, strict=True)
+        return tuple((int(id_), float(logprob)) for id_, logprob in pairs if logprob > -np.inf)

@@ -34,11 +34,11 @@ class RankModel(StageModel, Protocol):
     """Layout of the keys and values of the rank's heads; ``kv_layout`` is the name of the layout."""
 
 
-class RankHead(Protocol):
-    """Final norm and one rank's part of the output head; called by the compute thread of a stage."""
+class OutputHead(Protocol):
+    """Final norm and output head, whole or one rank's part; called by the compute thread of a stage."""
 
     def logits(self, hidden: Array) -> Array:
-        """Float32 logits (T, R) of the rank's R token ids, from the hidden states (T, D) of the last layer.
+        """Float32 logits (T, V) of the hidden states (T, D) of the last layer; (T, R) of the R token ids of a rank.
 
         Raises:
             StageFault: the hidden states do not fit the model, or the computation failed.
@@ -81,8 +81,8 @@ class Backend(Protocol):
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
         """
 
-    def load_rank_head(self, checkpoint: ShardedCheckpoint, options: BackendOptions) -> RankHead:
-        """Load the final norm and one rank's part of the output head.
+    def load_head(self, checkpoint: Checkpoint, options: BackendOptions) -> OutputHead:
+        """Load the final norm and the output head; of a ``ShardedCheckpoint``, the rank's part of the head.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.

@@ -25,6 +25,7 @@ from edgepp.engine.step_times import StepTimes
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layer_range import LayerRange, split_evenly
 from edgepp.model.fetch import fetch
+from edgepp.model.shape import shape_from_config
 from edgepp.model.tensor_shares import share_out
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.stage_handle import StageProcess
@@ -34,6 +35,10 @@ from edgepp.stage_process.config import RankConfig, StageConfig, StageSettings
 from edgepp.stage_process.speed_probe import measure_speed
 
 log = logging.getLogger("edgepp.engine")
+
+_HEAD_SHARE = 0.5
+"""Part of the output head's layers that the last stage has fewer: a prompt needs one row of the head, a decode step
+all, and the first stage idles while the coordinator draws a token (bench/LOG.md)."""
 
 
 class PipelineOpening:
@@ -142,21 +147,30 @@ class PipelineOpening:
             return ()
         if len(options.tensor) > 1:
             share_out(self._checkpoint.settings, options.tensor)  # refuses before a process is started
-        ranges = split_evenly(self._checkpoint.num_layers, options.local_stages)
-        children = [self._start_stage(layers) for layers in ranges]
+        children = [self._start_stage(layers) for layers in self._ranges()]
         for child in children:
             if isinstance(child, StageRanks):
                 child.meet()  # so that all stages load at the same time
         readies = [child.wait_ready(self._progress(f"layers {child.config.layers}")) for child in children]
         return tuple(Endpoint((ready.address,)) for ready in readies)
 
+    def _ranges(self) -> tuple[LayerRange, ...]:
+        """Layers of each local stage; where the last one has the output head too, it has fewer layers."""
+        settings = self._checkpoint.settings
+        head = 0.0
+        if self._options.stage_has_head and settings.heads and settings.ffn:  # else the layers' size is not known
+            weights = settings.vocab_size * settings.hidden_size
+            head = _HEAD_SHARE * weights / shape_from_config(settings).layer_weights()
+        return split_evenly(settings.num_layers, self._options.local_stages, head)
+
     def _start_stage(self, layers: LayerRange) -> StageChild:
         options = self._options
         settings = StageSettings(options.policy, options.backend)
+        head = options.stage_has_head and layers.stop == self._checkpoint.num_layers
 
         def configure(rank: RankConfig | None) -> StageConfig:
             path, exact, kv_bits = self._frontend.path, options.exact, options.kv_bits
-            return settings.config(path, options.model, layers, exact=exact, kv_bits=kv_bits, rank=rank)
+            return settings.config(path, options.model, layers, exact=exact, kv_bits=kv_bits, rank=rank, head=head)
 
         child = start_stage(options.tensor, configure)
         self._owned.callback(child.stop)

@@ -63,6 +63,16 @@ class PipelineOptions:
         return self.local_stages * len(self.tensor)
 
     @property
+    def stage_has_head(self) -> bool:
+        """Whether the last of the local stages of one process each computes the output head.
+
+        It does where stages take all cores: the coordinator would take one from a stage that computes a guess. Several
+        ranks of a stage always share the head.
+        """
+        processes = self.local_processes
+        return self.tensor == (1,) and ComputePolicy.coordinator(self.policy.threads, processes) is None
+
+    @property
     def policy(self) -> ComputePolicy:
         """Threads and sleeping of this machine's processes: this process alone, or stages and model ends."""
         if not self.endpoints and not self.local_processes:

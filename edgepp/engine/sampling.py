@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepp.backend.base import RowLogits
-from edgepp.backend.candidates import CandidateRow
+from edgepp.backend.candidates import CandidateRow, likeliest, log_sum_exp
 from edgepp.engine.constrained_decoding import Matcher
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import StageFault, UsageError
@@ -193,12 +193,8 @@ def check_logits(logits: RowLogits) -> None:
 def with_logprobs(logits: Logits, token: int, count: int) -> Sampled:
     """``token`` and the ``count`` likeliest tokens, each with its log-probability by ``logits`` (V,)."""
     logprobs = _log_softmax(logits)
-    count = min(count, len(logprobs))
-    likeliest = (
-        np.argpartition(logprobs, len(logprobs) - count)[len(logprobs) - count :] if count else np.array([], int)
-    )
-    ordered = likeliest[np.lexsort((likeliest, -logprobs[likeliest]))]
-    top_logprobs = tuple((int(one), float(logprobs[one])) for one in ordered if logprobs[one] > -np.inf)
+    likely = likeliest(logits, count)  # by logits, as candidates are: log-probabilities of two may round to one
+    top_logprobs = tuple((int(one), float(logprobs[one])) for one in likely if logprobs[one] > -np.inf)
     return Sampled(token, float(logprobs[token]), top_logprobs)
 
 
@@ -233,9 +229,8 @@ def filtered(logits: Logits, options: SamplingOptions) -> npt.NDArray[Any]:
 
 
 def _log_softmax(logits: Logits) -> npt.NDArray[Any]:
-    top = logits.max()
     with np.errstate(over="ignore"):  # logits as far apart as floats can be
-        logprobs: npt.NDArray[Any] = logits - (top + np.log(np.exp(logits - top).sum()))
+        logprobs: npt.NDArray[Any] = logits - log_sum_exp(logits)
     return logprobs
 
 

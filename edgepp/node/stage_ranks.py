@@ -44,8 +44,8 @@ class StageRanks:
         try:
             with ExitStack() as ours:
                 for rank, descriptors in enumerate(socket_pairs(len(weights), ours)):
-                    config = configure(RankConfig(group, rank, self.weights, descriptors, head, _HOST))
-                    self._children.append(StageProcess(config))
+                    config = configure(RankConfig(group, rank, self.weights, descriptors, _HOST))
+                    self._children.append(StageProcess(replace(config, head=head)))
         except EdgeppError:
             self.stop()
             raise

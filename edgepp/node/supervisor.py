@@ -232,7 +232,7 @@ class StageSupervisor(threading.Thread):
             config = self._settings.config(
                 path, load.model, layers, exact=load.exact, kv_bits=kv_bits, admit=admit, rank=rank
             )
-            return replace(config, speed_us=speed_us, drafts=load.drafts)
+            return replace(config, speed_us=speed_us, drafts=load.drafts, head=load.head)
 
         child, ready = self._start_child(load, configure)
         self._starting = None
@@ -251,7 +251,7 @@ class StageSupervisor(threading.Thread):
             on_progress(done, total, "")
 
         if load.group:
-            rank = StageProcess(configure(RankConfig(load.group, load.rank, load.weights, head=load.head)))
+            rank = StageProcess(configure(RankConfig(load.group, load.rank, load.weights)))
             self._starting = rank
             return rank, self._meeting.join(load, rank, self._report, lambda: self._superseded, progress)
         child = start_stage((1,) if load.drafts else self._settings.ranks, configure)

@@ -36,8 +36,6 @@ class RankConfig:
     descriptors: tuple[int, ...] = ()
     """Inherited descriptor of a socket to each rank, -1 for the rank itself; empty where ranks are on several
     machines."""
-    head: bool = False
-    """Whether the ranks, those of a last stage, share the output head too: all must have its tensors."""
     host: str = ""
     """Address on which the rank listens for the others; empty for that of the stage."""
 
@@ -72,6 +70,8 @@ class StageConfig:
     """Microseconds (per token of a prefill chunk, per decode step), where they are known; else the process measures."""
     rank: RankConfig | None = None
     """None for a stage of one process."""
+    head: bool = False
+    """Whether the process, which has the last layers, has the output head too: as a rank its part, and so have all."""
     drafts: bool = False
     """Whether the process has the whole model and guesses tokens, in place of a stage."""
     background: bool = False
@@ -140,10 +140,12 @@ class StageSettings:
         kv_bits: int | None = None,
         admit: tuple[str, ...] = (),
         rank: RankConfig | None = None,
+        head: bool = False,
     ) -> StageConfig:
         """Configuration of a stage process that runs ``layers`` of the checkpoint in the folder ``path``.
 
-        With a ``rank``, the process is one of several that run the layers together.
+        With a ``rank``, the process is one of several that run the layers together. With the ``head``, it computes the
+        output head behind the last layer too.
         """
         return StageConfig(
             path=str(path),
@@ -161,4 +163,5 @@ class StageSettings:
             admit=admit,
             driver=self.driver,
             rank=rank,
+            head=head,
         )

@@ -20,9 +20,10 @@ from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.cache_orders import change_cache
 from edgepp.stage_process.kv_pieces import Cut, max_piece_bytes
+from edgepp.stage_process.output_head import NO_RESULT, WantedResult
 from edgepp.stage_process.rank_group import SUMS_PER_LAYER, RankGroup
 from edgepp.stage_process.rank_orders import RankOrders
-from edgepp.stage_process.split_head import NO_RESULT, SplitHead, WantedResult
+from edgepp.stage_process.split_head import SplitHead
 from edgepp.wire import codec
 from edgepp.wire.messages.ranks import CacheDone, CacheOrder, KvExported, KvOrder, StepOrder
 

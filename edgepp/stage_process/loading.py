@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, StageModel
-from edgepp.backend.loader import Backend
+from edgepp.backend.loader import Backend, OutputHead
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.stage_process.config import StageConfig
 from edgepp.stage_process.reports import report
@@ -31,6 +33,17 @@ def load_layers(config: StageConfig, checkpoint: Checkpoint) -> tuple[StageModel
     """
     chosen = backend.choose(config.backend, checkpoint)
     return chosen.load_stage(checkpoint, config.layers, options_of(config), report_progress), chosen
+
+
+def load_head(chosen: Backend, config: StageConfig, checkpoint: Checkpoint) -> OutputHead:
+    """The output head of a last stage of one process, after a first call, which takes longer than later ones.
+
+    Raises:
+        ModelError: the backend cannot load it.
+    """
+    head = chosen.load_head(checkpoint, options_of(config))
+    head.logits(np.zeros((1, checkpoint.hidden_size), np.float32))
+    return head
 
 
 def report_progress(done: int, total: int) -> None:

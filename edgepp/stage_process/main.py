@@ -27,10 +27,11 @@ from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.draft_process import serve_drafts
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.greeting_reply import welcome_of
-from edgepp.stage_process.loading import load_layers, open_layers, options_of, report_progress
+from edgepp.stage_process.loading import load_head, load_layers, open_layers, options_of, report_progress
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageConnector
 from edgepp.stage_process.other_rank import follow
+from edgepp.stage_process.output_head import WholeHead
 from edgepp.stage_process.process_life import is_ready, report_ready, watch_parent
 from edgepp.stage_process.rank_group import RankGroup
 from edgepp.stage_process.rank_links import RankLost
@@ -89,9 +90,10 @@ def serve(config: StageConfig) -> None:
         _serve_rank(config, config.rank, checkpoint, context, gate, started_s)
     else:
         model, chosen = load_layers(config, checkpoint)
-        welcome = welcome_of(config, checkpoint, model, chosen.name)
+        head = WholeHead(load_head(chosen, config, checkpoint)) if config.head else None
+        welcome = welcome_of(config, checkpoint, model, chosen.name)._replace(has_head=config.head)
         del checkpoint  # which unmaps its files
-        _serve_stage(config, model, welcome, context, gate, started_s)
+        _serve_stage(config, model, head, welcome, context, gate, started_s)
     gate.close()
     context.term()
 
@@ -109,7 +111,7 @@ def _serve_rank(
     chosen = backend.choose(config.backend, checkpoint)
     shares = share_out(checkpoint.settings, rank.weights)
     part, head = load_rank(
-        chosen, checkpoint, config.layers, options_of(config), shares, group, report_progress, with_head=rank.head
+        chosen, checkpoint, config.layers, options_of(config), shares, group, report_progress, with_head=config.head
     )
     if group.rank:
         welcome = welcome_of(config, checkpoint, part, chosen.name)
@@ -118,7 +120,7 @@ def _serve_rank(
         kv_heads = [len(share.kv_heads) for share in shares]
         model = FirstRank(part, group, kv_heads, _end_with_rank, head)
         welcome = welcome_of(config, checkpoint, model, chosen.name)._replace(has_head=model.has_head)
-        _serve_stage(config, model, welcome, context, gate, started_s)
+        _serve_stage(config, model, None, welcome, context, gate, started_s)
     group.close()
 
 
@@ -149,6 +151,7 @@ def _facts(welcome: Welcome) -> dict[str, object]:
 def _serve_stage(
     config: StageConfig,
     model: StageModel,
+    head: WholeHead | None,
     welcome: Welcome,
     context: zmq.Context[zmq.Socket[bytes]],
     gate: Gate,
@@ -161,7 +164,8 @@ def _serve_stage(
     control, data = _listen(context, Address.parse(config.listen), model.hidden_size, config.keys)
     welcome = welcome._replace(data_port=data.address.port, prefill_us=prefill_us, decode_us=decode_us)
     watch = model.check_ranks if isinstance(model, FirstRank) else None
-    compute = ComputeThread(ModelRunner(model, welcome.context), data, awake=config.policy.awake, watch=watch)
+    runner = ModelRunner(model, welcome.context, head)
+    compute = ComputeThread(runner, data, awake=config.policy.awake, watch=watch)
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
     frame_bytes = max_data_frame_bytes(model.hidden_size)
     connector = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)

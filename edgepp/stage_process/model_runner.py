@@ -18,8 +18,8 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.finite_check import all_finite, not_finite
 from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.frames import Frame, select_rows
+from edgepp.stage_process.output_head import StageHead, WantedResult
 from edgepp.stage_process.sequence_state import Key, SequenceState, keys_of, rekey
-from edgepp.stage_process.split_head import WantedResult
 from edgepp.wire import codec
 from edgepp.wire.messages.data import Batch, Forward
 
@@ -71,11 +71,14 @@ _NOTHING = np.empty((0, 0), np.float32)
 class ModelRunner:
     """Runs frames on one ``StageModel``, and keeps its sequences."""
 
-    def __init__(self, model: StageModel, context: int) -> None:
-        """``context`` is the highest number of positions of any sequence."""
+    def __init__(self, model: StageModel, context: int, head: StageHead | None = None) -> None:
+        """``context`` is the highest number of positions of any sequence.
+
+        ``head`` is the output head of a last stage of one process that has it; ranks bring their own.
+        """
         self.model = model
         self._ranks = model if isinstance(model, FirstRank) else None
-        self._head = self._ranks if self._ranks is not None and self._ranks.has_head else None
+        self._head = self._ranks if self._ranks is not None and self._ranks.has_head else head
         self.sequence_states: list[SequenceState] = []
         """They hear of every sequence that is copied, freed or inherited."""
         self.context = context

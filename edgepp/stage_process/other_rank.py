@@ -8,8 +8,9 @@ from edgepp.backend.base import StageModel
 from edgepp.errors import StageFault
 from edgepp.layer_range import LayerRange
 from edgepp.stage_process.cache_orders import change_cache
+from edgepp.stage_process.output_head import WantedResult
 from edgepp.stage_process.rank_group import SUMS_PER_LAYER, PeerFault, RankGroup
-from edgepp.stage_process.split_head import SplitHead, WantedResult
+from edgepp.stage_process.split_head import SplitHead
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.message_codec import encode

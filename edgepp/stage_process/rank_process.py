@@ -46,7 +46,7 @@ def join_ranks(
         host=rank.host or Address.parse(config.listen).host,
         keys=config.keys,
         awake=config.policy.awake,
-        vocabulary=checkpoint.vocab_size if rank.head else 0,
+        vocabulary=checkpoint.vocab_size if config.head else 0,
         folder=one_line(config.path, MAX_FOLDER),
         weights=weight_digests(checkpoint),
     )
@@ -92,5 +92,5 @@ def load_rank(
     mine = ShardedCheckpoint.of(checkpoint, shares[group.rank])
     head = None
     if with_head:
-        head = SplitHead(chosen.load_rank_head(mine, options), [share.vocabulary for share in shares])
+        head = SplitHead(chosen.load_head(mine, options), [share.vocabulary for share in shares])
     return chosen.load_rank(mine, layers, options, group.reduce, progress), head

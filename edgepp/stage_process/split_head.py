@@ -7,33 +7,20 @@ them, else each rank's best candidates, which rank 0 merges.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from edgepp.backend.candidates import candidates_of, merged, width_of
-from edgepp.backend.loader import RankHead
+from edgepp.backend.candidates import merged, width_of
+from edgepp.backend.loader import OutputHead
 from edgepp.model.weights.checkpoint import Array
+from edgepp.stage_process.output_head import WantedResult, result_of
 from edgepp.stage_process.rank_group import RankGroup
-from edgepp.wire.field_types import ResultForm
-
-
-class WantedResult(NamedTuple):
-    """Rows and form of a step's result, as in ``StepOrder``."""
-
-    rows: int = 0
-    form: ResultForm = "hidden"
-    candidates: int = 0
-
-
-NO_RESULT = WantedResult()
-"""Nothing but the hidden states."""
 
 
 class SplitHead:
     """One rank's part of the final norm and output head."""
 
-    def __init__(self, head: RankHead, ids: Sequence[range]) -> None:
+    def __init__(self, head: OutputHead, ids: Sequence[range]) -> None:
         """``ids`` are the token ids of each rank, in rank order."""
         self._head = head
         self._ids = ids
@@ -45,7 +32,7 @@ class SplitHead:
             StageFault: the head failed.
             PeerLost: rank 0 is gone.
         """
-        group.send_head_part(self._part(group.rank, hidden, wanted))
+        group.send_head_part(result_of(self._head, hidden, wanted, self._ids[group.rank].start))
 
     def result(self, group: RankGroup, hidden: Array, wanted: WantedResult) -> Array:
         """The wanted result, joined from the parts of all ranks: float32 logits (R, V), or candidates.
@@ -54,16 +41,10 @@ class SplitHead:
             StageFault: the head failed on a rank.
             PeerLost: a rank is gone, or broke the protocol.
         """
-        parts = [self._part(0, hidden, wanted)]
+        parts = [result_of(self._head, hidden, wanted, self._ids[0].start)]
         for rank, ids in enumerate(self._ids[1:], 1):
             width = len(ids) if wanted.form == "logits" else width_of(wanted.candidates)
             parts.append(group.head_part_of(rank, wanted.rows, width))
         if wanted.form == "logits":
             return np.concatenate(parts, axis=1)
         return merged(parts, wanted.candidates)
-
-    def _part(self, rank: int, hidden: Array, wanted: WantedResult) -> Array:
-        logits = self._head.logits(hidden[len(hidden) - wanted.rows :])
-        if wanted.form == "logits":
-            return logits
-        return candidates_of(logits, self._ids[rank].start, wanted.candidates)

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from edgepp.backend.candidates import CandidateRow, candidates_of, merged, width_of
 from edgepp.engine.request import SamplingOptions
-from edgepp.engine.sampling import Sampler, with_logprobs
+from edgepp.engine.sampling import Sampler, row_with_logprobs, with_logprobs
 from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
 
@@ -45,6 +45,14 @@ def test_the_likeliest_of_parts_are_those_of_the_whole(logits: Array, cuts: list
         assert [token for token, _ in found.top_logprobs(count)] == likely
         expected = with_logprobs(whole, likely[0], 0).logprob
         assert found.top_logprobs(1)[0][1] == pytest.approx(expected, abs=1e-4)
+
+
+@given(LOGITS, st.integers(1, 20))
+def test_candidates_of_the_whole_vocabulary_give_the_log_probabilities_of_all_logits(logits: Array, count: int) -> None:
+    for row, whole in zip(candidates_of(logits, 0, count), logits, strict=True):
+        if np.isfinite(whole.max()):
+            token = int(whole.argmax())
+            assert row_with_logprobs(CandidateRow(row, len(whole)), count) == with_logprobs(whole, token, count)
 
 
 def test_a_tie_goes_to_the_lowest_token_id() -> None:

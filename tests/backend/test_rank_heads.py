@@ -48,7 +48,7 @@ def test_parts_give_the_bits_of_the_whole_head(shape: str, name: str, checkpoint
             np.testing.assert_array_equal(later.logits(hidden), expected)
             for weights in ((1, 1), (5, 3), (2, 1, 1)):
                 shares = share_out(checkpoint.settings, weights)
-                heads = [chosen.load_rank_head(ShardedCheckpoint.of(checkpoint, one), options) for one in shares]
+                heads = [chosen.load_head(ShardedCheckpoint.of(checkpoint, one), options) for one in shares]
                 found = [head.logits(hidden) for head in heads]
                 assert [part.shape for part in found] == [(rows, len(share.vocabulary)) for share in shares]
                 np.testing.assert_array_equal(np.concatenate(found, axis=1), expected)
@@ -61,7 +61,7 @@ def test_a_folder_without_the_head_is_refused(name: str, checkpoints: Checkpoint
     share = share_out(checkpoint.settings, (1, 1))[0]
     partial = replace(ShardedCheckpoint.of(checkpoint, share), tensors=tensors)
     with pytest.raises(ModelError, match="lm_head"):
-        backend.choose(name, checkpoint).load_rank_head(partial, BackendOptions())
+        backend.choose(name, checkpoint).load_head(partial, BackendOptions())
 
 
 @pytest.mark.parametrize("name", ["onnx", "mlx"])
@@ -70,7 +70,7 @@ def test_a_rank_needs_no_embedding_where_the_head_is_another_matrix(name: str, c
     tensors = {key: place for key, place in whole.tensors.items() if not key.startswith("model.embed_tokens")}
     hidden, (share, _) = np.ones((1, 128), np.float32), share_out(whole.settings, (1, 1))
     found = [
-        backend.choose(name, one).load_rank_head(ShardedCheckpoint.of(one, share), BackendOptions()).logits(hidden)
+        backend.choose(name, one).load_head(ShardedCheckpoint.of(one, share), BackendOptions()).logits(hidden)
         for one in (whole, replace(whole, tensors=tensors))
     ]
     np.testing.assert_array_equal(*found)

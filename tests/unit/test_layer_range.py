@@ -17,6 +17,23 @@ def test_an_even_split_tiles_the_model_exactly_once(num_layers: int, data: st.Da
     assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
+@given(st.integers(1, 200), st.floats(0, 50), st.data())
+def test_a_head_shortens_the_last_range_as_if_its_layers_followed(
+    num_layers: int, head: float, data: st.DataObject
+) -> None:
+    stages = data.draw(st.integers(1, num_layers))
+    ranges = split_evenly(num_layers, stages, head)
+    check_tiling(ranges, num_layers)
+    assert len(ranges) == stages
+    *others, last = map(len, ranges)
+    assert all(abs(one - (num_layers + head) / stages) < 1 for one in others) or last == 1
+    assert not others or last <= min(others) + 1
+
+
+def test_a_head_of_four_layers_behind_thirty() -> None:
+    assert split_evenly(30, 2, 4.0) == (LayerRange(0, 17), LayerRange(17, 30))
+
+
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 12)), max_size=5), st.integers(1, 12))
 def test_tiling_is_accepted_exactly_when_each_layer_is_held_once(spans: list[tuple[int, int]], num_layers: int) -> None:
     ranges = [LayerRange(start, start + length) for start, length in spans]

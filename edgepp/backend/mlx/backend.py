@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from edgepp.backend.base import BackendOptions, EmbeddingAndHead, Progress
 from edgepp.backend.device import device, has_gpu
-from edgepp.backend.loader import Reduction
+from edgepp.backend.loader import OutputHead, Reduction
 from edgepp.backend.mlx.arrays import STORED
 from edgepp.backend.mlx.cut_points import find_cut_points
 from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
@@ -65,12 +65,14 @@ class MlxBackend:
         """
         return self._stage(MlxStage, checkpoint, layers, options, progress, reduction)
 
-    def load_rank_head(self, checkpoint: ShardedCheckpoint, options: BackendOptions) -> MlxRankHead:
-        """Load the final norm and one rank's part of the output head.
+    def load_head(self, checkpoint: Checkpoint, options: BackendOptions) -> OutputHead:
+        """Load the final norm and the output head; of a ``ShardedCheckpoint``, the rank's part of the head.
 
         Raises:
-            ModelError: the checkpoint lacks these tensors.
+            ModelError: the checkpoint lacks these tensors, or a layer pipeline cannot run the family.
         """
+        if not isinstance(checkpoint, ShardedCheckpoint):
+            return self.load_embedding_and_head(checkpoint, options)
         checkpoint.require_head()
         _configure_mlx(options)
         names = [name for name in checkpoint.tensors if is_of_head(name, checkpoint.head_module)]

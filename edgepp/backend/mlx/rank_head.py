@@ -17,7 +17,7 @@ from edgepp.model.weights.sharded_checkpoint import ShardedCheckpoint
 
 
 class MlxRankHead:
-    """Final norm, and the rank's rows of the head's matrix; implements ``RankHead``."""
+    """Final norm, and the rank's rows of the head's matrix; implements ``OutputHead``."""
 
     def __init__(self, checkpoint: ShardedCheckpoint, dtype: str) -> None:
         """Read the rank's rows; the head computes in ``dtype``.

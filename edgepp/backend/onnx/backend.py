@@ -59,8 +59,8 @@ class OnnxBackend:
         """
         return OnnxStage(checkpoint, layers, options, progress, reduction)
 
-    def load_rank_head(self, checkpoint: ShardedCheckpoint, options: BackendOptions) -> OnnxHead:
-        """Load the final norm and one rank's part of the output head.
+    def load_head(self, checkpoint: Checkpoint, options: BackendOptions) -> OnnxHead:
+        """Load the final norm and the output head; of a ``ShardedCheckpoint``, the rank's part of the head.
 
         Raises:
             ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
