@@ -23,7 +23,7 @@ class RingCosts:
     stages_s: tuple[float, ...]
     """Computing time of each stage."""
     head_s: float
-    """Seconds of the coordinator: head, sampling and sending."""
+    """Seconds of the coordinator: sampling, sending, and the head where it has it."""
     hop_s: float
     """Seconds of one hop; a step takes one more hop than there are stages."""
     cores: float = math.inf
