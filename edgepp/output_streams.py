@@ -6,6 +6,7 @@ others meanwhile may not stop at what it prints: see ``Output.hold``.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import sys
@@ -102,6 +103,19 @@ class Output(io.FileIO):
                     self._held.clear()
                     self._held_bytes = 0
                     self._changed.notify_all()
+
+
+def error_stream() -> io.TextIOWrapper:
+    """Standard error as an ``Output``, in the encoding that it has."""
+    encoding = getattr(sys.stderr, "encoding", "utf-8")
+    return io.TextIOWrapper(io.BufferedWriter(Output(2)), encoding, "replace", line_buffering=True)
+
+
+def hold_errors() -> None:
+    """Let no log line of this child process wait for a reader that takes nothing, until the process ends."""
+    sys.stderr = error_stream()
+    hold_outputs()
+    atexit.register(release_outputs)
 
 
 def hold_outputs() -> None:

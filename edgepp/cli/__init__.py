@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from edgepp.child_process import trusted_path
 from edgepp.cli.signals import INTERRUPTED, Terminated, leave_at_once, on_signals, unwind
-from edgepp.output_streams import Output, release_outputs
+from edgepp.output_streams import Output, error_stream, release_outputs
 
 if TYPE_CHECKING:
     from edgepp.cli.options import CommandGroup
@@ -89,8 +89,7 @@ def _open_streams() -> None:
     encoding = getattr(sys.stdout, "encoding", "utf-8")
     _stdout[:] = [Output(1)]
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(_stdout[0]), encoding, "replace", line_buffering=os.isatty(1))
-    encoding = getattr(sys.stderr, "encoding", "utf-8")
-    sys.stderr = io.TextIOWrapper(io.BufferedWriter(Output(2)), encoding, "replace", line_buffering=True)
+    sys.stderr = error_stream()
 
 
 def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int:

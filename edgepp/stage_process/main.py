@@ -21,6 +21,7 @@ from edgepp.error_boundary import explained
 from edgepp.errors import PeerLost
 from edgepp.model.tensor_shares import share_out
 from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.output_streams import hold_errors, release_outputs
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.config import RANK_LOST_STATUS, RankConfig, StageConfig
 from edgepp.stage_process.control_thread import ControlThread
@@ -57,6 +58,7 @@ def _end_with_rank(lost: PeerLost) -> None:
     """End the process, as the ranks of a stage end together; before the process is ready, its parent is told."""
     if is_ready():
         log.error("%s; this stage process ends too", lost)
+        release_outputs()
         os._exit(RANK_LOST_STATUS + lost.rank if isinstance(lost, RankLost) else 1)
     raise lost
 
@@ -189,6 +191,7 @@ def main() -> None:
     """Entry point of ``python -m edgepp.stage_process.main``."""
     if not (line := read_configuration()):
         return  # the parent has ended already
+    hold_errors()
     try:
         config = StageConfig.decode(line)
         configure(config.log)

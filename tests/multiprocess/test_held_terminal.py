@@ -41,11 +41,23 @@ class Terminal:
 
 
 @contextmanager
-def serving(machine: Machine, model: Path) -> Iterator[tuple[subprocess.Popen[bytes], Terminal, str]]:
+def serving(machine: Machine, model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Terminal, str]]:
     """`edgepp serve` on a terminal, ready to answer, and its URL."""
     terminal = Terminal()
     process = subprocess.Popen(
-        [*EDGEPP, "serve", "-m", str(model), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1"],
+        [
+            *EDGEPP,
+            "serve",
+            "-m",
+            str(model),
+            "--listen",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--threads",
+            "1",
+            *options,
+        ],
         stdin=subprocess.DEVNULL,
         stdout=terminal.device,
         stderr=terminal.device,
@@ -80,6 +92,21 @@ def test_a_terminal_that_is_held_stops_no_answer_and_shows_all_later(one: Machin
 
 def test_a_command_ends_although_its_terminal_is_held(one: Machine, tiny: Path) -> None:
     with serving(one, tiny) as (process, terminal, _):
+        terminal.hold(held=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_log_lines_on_a_terminal_that_is_held_stop_no_answer_and_come_later(one: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--log-level", "debug") as (process, terminal, url):
+        terminal.hold(held=True)
+        for n in range(40):
+            body = {"messages": [{"role": "user", "content": f"hi {n}"}], "max_tokens": 2}
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE_S)
+            assert answer.status_code == 200
+        terminal.hold(held=False)
+        terminal.until(r"edgepp\.engine INFO request 40: ended")
+        terminal.until(r"edgepp\.stage INFO sequence opened: 40\b")
         terminal.hold(held=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
