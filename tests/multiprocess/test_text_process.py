@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,17 @@ def test_a_process_that_was_killed_is_started_again(client: TextClient) -> None:
     (child,) = children()
     child.kill()
     child.wait()
+    assert client.encode("hi", special=False) == before
+
+
+def test_a_process_that_is_stopped_costs_its_call_seconds(client: TextClient) -> None:
+    before = client.encode("hi", special=False)
+    (child,) = children()
+    child.suspend()
+    began_s = time.monotonic()
+    with pytest.raises(ModelError, match="it was stopped"):
+        client.encode("hi " * 100_000, special=False)  # more than a pipe holds
+    assert time.monotonic() - began_s < 60
     assert client.encode("hi", special=False) == before
 
 

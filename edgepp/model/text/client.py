@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from edgepp.child_process import python_command
 from edgepp.errors import ModelError, PromptRefused
@@ -18,7 +23,10 @@ from edgepp.fair_turns import FairTurns
 from edgepp.model.text.conversation import Conversation
 
 _REQUEST_TIMEOUT_S = 120.0
-"""Limit of a request in wall-clock time, for a stopped process or a very busy machine; CPU limits are much shorter."""
+"""Limit of a request in wall-clock time, for a very busy machine; CPU limits are much shorter."""
+_LOOK_S = 1.0
+"""How often a process that says nothing is looked at, since one that is stopped (SIGSTOP) would hold up all chats."""
+_CHUNK_BYTES = 1 << 20
 _MAX_REPLY_BYTES = 1 << 28
 _IDLE_S = 2.0
 """Time from the last call to the end of the process, unless the process is to be kept."""
@@ -151,21 +159,11 @@ class TextClient:
 
     def _call(self, request: Mapping[str, Any], failure: str, payload: bytes = b"") -> Any:
         process = self._started()
-        stdin, stdout = _pipes(process)
-        watchdog = threading.Timer(_REQUEST_TIMEOUT_S, process.kill)  # interrupts a write as well as a read
-        watchdog.start()
         try:
-            stdin.write(json.dumps(request).encode() + b"\n" + payload)
-            stdin.flush()
-            line = stdout.readline(_MAX_REPLY_BYTES)
-        except BrokenPipeError:
-            line = b""
+            line = _exchange(process, json.dumps(request).encode() + b"\n" + payload)
         except BaseException:  # such as an interrupt: a reply that arrives later must not be read by the next call
             self._end()
             raise
-        finally:
-            watchdog.cancel()
-            watchdog.join()
         if not line.endswith(b"\n"):
             raise ModelError(f"{failure}: {_reason_of_end(self._end())}")
         reply = json.loads(line)
@@ -184,7 +182,9 @@ class TextClient:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                bufsize=0,
             )
+            os.set_blocking(_pipes(self._process)[0].fileno(), False)
             self._finalizer = weakref.finalize(self, _kill, self._process)
         return self._process
 
@@ -196,6 +196,44 @@ class TextClient:
             return None
         self._finalizer.detach()
         return _kill(process)
+
+
+def _exchange(process: subprocess.Popen[bytes], request: bytes) -> bytes:
+    """Send a request; the reply, which lacks its line feed where the process ended, was stopped or took too long."""
+    stdin, stdout = (pipe.fileno() for pipe in _pipes(process))
+    unsent, reply = memoryview(request), bytearray()
+    poll = select.poll()
+    poll.register(stdin, select.POLLOUT)
+    poll.register(stdout, select.POLLIN)
+    until_s = time.monotonic() + _REQUEST_TIMEOUT_S
+    was_stopped = False
+    while not reply.endswith(b"\n") and len(reply) <= _MAX_REPLY_BYTES and time.monotonic() < until_s:
+        came = poll.poll(_LOOK_S * 1000)
+        if not came:
+            is_stopped = _is_stopped(process)
+            if is_stopped and was_stopped:  # twice: after Ctrl-Z and `fg`, this process may be the first to go on
+                break
+            was_stopped = is_stopped
+        for descriptor, _ in came:
+            if descriptor == stdin:
+                try:
+                    unsent = unsent[os.write(stdin, unsent[:_CHUNK_BYTES]) :]
+                except BrokenPipeError:
+                    return b""
+                if not unsent:
+                    poll.unregister(stdin)
+            elif chunk := os.read(stdout, _CHUNK_BYTES):
+                reply += chunk
+            else:
+                return b""
+    return bytes(reply)
+
+
+def _is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _kill(process: subprocess.Popen[bytes]) -> int:
@@ -218,5 +256,5 @@ def _reason_of_end(status: int | None) -> str:
     if status == -signal.SIGXCPU:
         return "it takes too long"
     if status == -signal.SIGKILL:
-        return f"it takes longer than {_REQUEST_TIMEOUT_S:g} s, or too much memory"
+        return f"it was stopped, takes longer than {_REQUEST_TIMEOUT_S:g} s, or takes too much memory"
     return "it takes too much memory, or breaks the library that runs it"
