@@ -73,7 +73,8 @@ def merged(parts: Sequence[Array], count: int) -> Array:
             out[1] = top
             continue
         out[0] = top + np.log(np.exp(sums - top).sum())
-        _write(out, values, ids, count)
+        order = np.lexsort((ids, -values))[:count]
+        _write(out, values[order], ids[order], count)
     return found
 
 
@@ -84,10 +85,9 @@ def _empty(rows: int, count: int) -> Array:
 
 
 def _write(out: Array, values: Array, ids: Array, count: int) -> None:
-    """Write the ``count`` largest of some ``values`` and their ``ids``."""
-    order = np.lexsort((ids, -values))[:count]
-    out[1 : 1 + len(order)] = values[order]
-    _ids(out, count)[: len(order)] = ids[order]
+    """Write at most ``count`` ``values``, largest first, and their ``ids``."""
+    out[1 : 1 + len(values)] = values
+    _ids(out, count)[: len(ids)] = ids
 
 
 def _ids(row: Array, count: int) -> Array:

@@ -70,7 +70,7 @@ class PipelineOptions:
         ranks of a stage always share the head.
         """
         processes = self.local_processes
-        return self.tensor == (1,) and ComputePolicy.coordinator(self.policy.threads, processes) is None
+        return len(self.tensor) == 1 and ComputePolicy.coordinator(self.policy.threads, processes) is None
 
     @property
     def policy(self) -> ComputePolicy:

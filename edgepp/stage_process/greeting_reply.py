@@ -42,4 +42,5 @@ def welcome_of(config: StageConfig, checkpoint: Checkpoint, model: StageModel, n
         rewinds=model.rewinds,
         folder=one_line(config.path, MAX_FOLDER),
         weights=weight_digests(checkpoint),
+        has_head=config.head,
     )

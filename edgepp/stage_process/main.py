@@ -93,7 +93,7 @@ def serve(config: StageConfig) -> None:
     else:
         model, chosen = load_layers(config, checkpoint)
         head = WholeHead(load_head(chosen, config, checkpoint)) if config.head else None
-        welcome = welcome_of(config, checkpoint, model, chosen.name)._replace(has_head=config.head)
+        welcome = welcome_of(config, checkpoint, model, chosen.name)
         del checkpoint  # which unmaps its files
         _serve_stage(config, model, head, welcome, context, gate, started_s)
     gate.close()
@@ -121,7 +121,7 @@ def _serve_rank(
     else:
         kv_heads = [len(share.kv_heads) for share in shares]
         model = FirstRank(part, group, kv_heads, _end_with_rank, head)
-        welcome = welcome_of(config, checkpoint, model, chosen.name)._replace(has_head=model.has_head)
+        welcome = welcome_of(config, checkpoint, model, chosen.name)
         _serve_stage(config, model, None, welcome, context, gate, started_s)
     group.close()
 

@@ -18,6 +18,8 @@ import pytest
 from tests.cluster import EDGEPP, Machine
 from tests.waiting import PATIENCE_S
 
+ALONE = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--threads", "1")
+
 
 class Terminal:
     """A terminal that a command prints on."""
@@ -45,19 +47,7 @@ def serving(machine: Machine, model: Path, *options: str) -> Iterator[tuple[subp
     """`edgepp serve` on a terminal, ready to answer, and its URL."""
     terminal = Terminal()
     process = subprocess.Popen(
-        [
-            *EDGEPP,
-            "serve",
-            "-m",
-            str(model),
-            "--listen",
-            "127.0.0.1:0",
-            "--http",
-            "127.0.0.1:0",
-            "--threads",
-            "1",
-            *options,
-        ],
+        [*EDGEPP, "serve", "-m", str(model), *ALONE, *options],
         stdin=subprocess.DEVNULL,
         stdout=terminal.device,
         stderr=terminal.device,
