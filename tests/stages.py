@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from edgepp.backend.base import StepInterrupted
 from edgepp.layer_range import LayerRange
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.control_thread import ControlThread
@@ -66,6 +68,9 @@ class FakeModel:
     def __init__(self) -> None:
         self.lengths: dict[int, int] = {}
         self.broken = False
+        self.interruption = threading.Event()
+        self.meanwhile: Callable[[], None] | None = None
+        """Called once, in the middle of the next step of one sequence."""
 
     def open(self, sequence: int, capacity: int) -> None:
         self.lengths[sequence] = 0
@@ -88,6 +93,11 @@ class FakeModel:
     def extend(self, sequence: int, hidden: Any) -> Any:
         if self.broken:
             raise ZeroDivisionError("a bug of ours")
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+            if self.interruption.is_set():
+                raise StepInterrupted("stopped")
         self.lengths[sequence] += len(hidden)
         return hidden
 
@@ -117,6 +127,15 @@ class Stage:
         answers = [message for route, message in self.listener.sent if route == sender.route]
         self.listener.sent.clear()
         return answers
+
+    def order_meanwhile(self, message: Message) -> None:
+        """Let the coordinator's control message come in the middle of the next step."""
+
+        def come() -> None:
+            self.listener.put(DRIVER, [encode(message)])
+            self.control.receive()
+
+        self.model.meanwhile = come
 
     def work(self) -> None:
         for command in self.compute.inbox.drain():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from edgepp.errors import StageFault, UsageError
+from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Array
 
@@ -55,6 +55,23 @@ class SequenceFault(StageFault):
         self.sequences = sequences
 
 
+class StepInterrupted(EdgeppError):  # noqa: N818 - no error, but what was asked for
+    """The end of a step whose ``Interruption`` was set: nothing was computed, and the sequences are as before."""
+
+
+class Interruption(Protocol):
+    """Stops the step that a ``StageModel`` computes, as soon as it can; any thread may set it.
+
+    A step that has ended already, or is about to, is not stopped. Steps are stopped at once until it is cleared.
+    """
+
+    def set(self) -> None:
+        """Stop the present step, which raises ``StepInterrupted``."""
+
+    def clear(self) -> None:
+        """Let the next steps run to their end."""
+
+
 class StageModel(Protocol):
     """Decoder layers ``[a, b)`` with one KV cache per sequence; called by the compute thread of a stage.
 
@@ -77,6 +94,10 @@ class StageModel(Protocol):
     """
 
     @property
+    def interruption(self) -> Interruption | None:
+        """What stops a step; None where steps always run to their end."""
+
+    @property
     def rewinds(self) -> bool:
         """Whether a sequence can be truncated to any length, and forked."""
 
@@ -93,6 +114,7 @@ class StageModel(Protocol):
         Raises:
             SequenceFault: the sequence is unknown or full; nothing was computed.
             StageFault: the hidden states do not fit, or memory is short.
+            StepInterrupted: the ``interruption`` was set.
         """
 
     def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
@@ -105,6 +127,7 @@ class StageModel(Protocol):
             SequenceFault: some of the sequences are unknown or full; nothing was computed.
             StageFault: the hidden states do not fit, or memory is short; some of the sequences may then be
                 unknown, or longer by one position.
+            StepInterrupted: the ``interruption`` was set.
         """
 
     def truncate(self, sequence: int, length: int) -> None:

@@ -13,7 +13,8 @@ from edgepp.engine.step_frames import frame_of, returned, traced_ring
 from edgepp.error_boundary import failure
 from edgepp.errors import StageFault
 from edgepp.stage_process.frames import answer_to, sequences_of
-from edgepp.stage_process.model_runner import ModelRunner, StepOutcome
+from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.stage_process.step_outcome import StepOutcome
 from edgepp.wire.frame_marks import clock_us, computed, encoded
 from edgepp.wire.mailbox import Mailbox, Poller
 
@@ -48,7 +49,7 @@ class LocalRing:
                 reason = str(failure(error, "a step"))
                 for sequence in sequences_of(frame):
                     runner.free(0, sequence)
-                outcome = StepOutcome(None, hidden, [(sequence, reason) for sequence in sequences_of(frame)])
+                outcome = StepOutcome.empty([(sequence, reason) for sequence in sequences_of(frame)])
             for sequence, reason in outcome.faults:
                 self._events.append(Failed(sequence, StageFault(f"{info} failed: {reason}")))
             if outcome.frame is None:

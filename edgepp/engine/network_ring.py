@@ -34,7 +34,7 @@ from edgepp.wire.frame_arrivals import FrameArrivals
 from edgepp.wire.mailbox import AWAKE_S, Mailbox, Poller, wait_awake
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import Detach, Fault, FrameLost, Free, Pong, Refused
+from edgepp.wire.messages.control import Detach, Fault, FrameLost, Free, Pong, Refused, Void
 from edgepp.wire.messages.data import REPLAYED, Batch, Hidden
 from edgepp.wire.messages.recovery import Held, Rebuilt
 from edgepp.wire.permissions import check_speaker
@@ -138,10 +138,13 @@ class NetworkRing:
             step.trace.sent_s, step.trace.ring = time.perf_counter(), self._traced
         header = frame_of(step, self._epoch, number, codec_name, len(self._peers) - 1)
         cost = StepCost.of(step, self.stages)
+        sent_s, now_s = time.perf_counter(), time.monotonic()
         if self.is_awake:
-            self._awake_until_s = time.monotonic() + AWAKE_S
-        self._outstanding.sent(number, step, cost, time.perf_counter(), time.monotonic(), self._watch.reconnects)
+            self._awake_until_s = now_s + AWAKE_S
+        void = self._outstanding.sent(number, step, cost, sent_s, now_s, self._watch.reconnects)
         self._send_first([encode(header._replace(checksum=codec.checksum(tensor))), *tensor])
+        for sequence, position in void.items():
+            self._tell_stages(Void(self._epoch, sequence, number, position))
 
     @property
     def refill_rows(self) -> int:
@@ -212,15 +215,16 @@ class NetworkRing:
     def free(self, sequence: int) -> None:
         """Release a sequence on every stage; its steps in the ring give no event."""
         self._outstanding.forget(sequence)
+        self._tell_stages(Free(self._epoch, sequence))
+
+    def _tell_stages(self, message: Message) -> None:
         for peer in self._peers:
-            peer.control.send([encode(Free(self._epoch, sequence))])
+            peer.control.send([encode(message)])
 
     def stage_stats(self) -> list[StageStats]:
         """Each stage's state by its last answer to a ping. Safe from any thread."""
-        return [
-            replace(stats, queue_s=queue_s)
-            for stats, queue_s in zip(self._watch.stats(), self._queues.seconds, strict=True)
-        ]
+        stats = zip(self._watch.stats(), self._queues.seconds, strict=True)
+        return [replace(one, queue_s=queue_s) for one, queue_s in stats]
 
     def close(self) -> None:
         """Detach from the stages, and close all links."""

@@ -62,16 +62,18 @@ class OutstandingSteps:
 
     def sent(
         self, number: int, step: Send | SendBatch, cost: StepCost, sent_s: float, now_s: float, reconnects: int = 0
-    ) -> None:
+    ) -> dict[int, int]:
         """Add a step; ``sent_s`` is by ``time.perf_counter``; ``reconnects`` counts those of the ring so far.
 
-        Earlier steps of one sequence that begin at the same or a later position are void, and awaited no longer.
+        Earlier steps of one sequence that begin at the same or a later position are void, and awaited no longer: the
+        result has this position for each such sequence.
         """
-        self._forget_void(step)
+        void = self._forget_void(step)
         if not self._steps:
             self._progress_s = now_s
         awaited = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
         self._steps[number] = OutstandingStep(step, awaited, sent_s, now_s, cost, reconnects)
+        return void
 
     def answered(self, message: Hidden | Batch, now_s: float) -> OutstandingStep | None:
         """The step that ``message`` answers; None where all sequences of that step were cancelled meanwhile.
@@ -111,17 +113,20 @@ class OutstandingSteps:
             if not step.awaited:
                 del self._steps[number]
 
-    def _forget_void(self, step: Send | SendBatch) -> None:
+    def _forget_void(self, step: Send | SendBatch) -> dict[int, int]:
         starts = (
             dict(zip(step.sequences, step.positions, strict=True))
             if isinstance(step, SendBatch)
             else {step.sequence: step.position}
         )
+        void: dict[int, int] = {}
         for number, earlier in list(self._steps.items()):
             if isinstance(earlier.step, Send):
                 start = starts.get(earlier.step.sequence)
                 if start is not None and start <= earlier.step.position:
                     del self._steps[number]
+                    void[earlier.step.sequence] = start
+        return void
 
     def postpone(self, gap_s: float) -> None:
         """Move every deadline back by ``gap_s`` seconds, during which this process did not run."""

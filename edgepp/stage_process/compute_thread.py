@@ -19,6 +19,7 @@ from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageLink, Reply
 from edgepp.stage_process.request_names import RequestNames
 from edgepp.stage_process.rings import Rings
+from edgepp.stage_process.running_frame import RunningFrame
 from edgepp.wire import codec
 from edgepp.wire.frame_marks import clock_us
 from edgepp.wire.link_rate import PROBE_BYTES
@@ -63,6 +64,7 @@ class ComputeThread:
         """
         self._watch = watch
         self.runner = runner
+        self.running = RunningFrame(runner.model.interruption)
         self._awake = awake
         self.data = data
         self.inbox: Mailbox[Command] = Mailbox()
@@ -227,6 +229,9 @@ class ComputeThread:
 
     def _run(self, waiting: WaitingFrame) -> None:
         ring, frame = waiting.ring, waiting.frame
+        if not self.running.begin(frame):
+            self.runner.counters.void += 1
+            return
         self._names.note(frame)
         self.status.busy_since_s = time.perf_counter()
         try:
@@ -245,6 +250,7 @@ class ComputeThread:
                 self._fault(ring, sequence, f"{type(error).__name__}: {error}")
         finally:
             self.status.busy_since_s = None
+            self.running.end()
 
     def _rebuilt(self, ring: Attachment, message: Rebuilt) -> None:
         self.outbox.put((ring.control, message))

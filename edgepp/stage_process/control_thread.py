@@ -16,7 +16,7 @@ from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import Attach, Attached, Detach, Free, Hello, Ping, Refused, Welcome
+from edgepp.wire.messages.control import Attach, Attached, Detach, Free, Hello, Ping, Refused, Void, Welcome
 from edgepp.wire.messages.recovery import Expect, Inventory, Push, Replay
 from edgepp.wire.permissions import Role, check_speaker
 from edgepp.wire.text_fields import sentence
@@ -150,9 +150,14 @@ class ControlThread(threading.Thread):
                 self._check_owner(sender, message.epoch)
                 self._check_key("the other stage's key", message.key, sender)
                 self._compute.inbox.put(message)
+            case Void():
+                self._check_owner(sender, message.epoch)
+                self._compute.running.void(message)
             case Free() | Replay() | Inventory():
                 self._check_owner(sender, message.epoch)
                 self._compute.inbox.put(message)
+                if isinstance(message, Free):
+                    self._compute.running.leave(message.epoch, message.sequence)
 
     def _heard(self, sender: Sender, number: int) -> bool:
         """Note a ping for an epoch; whether the stage has its sequences, also those that a newer ring has inherited.
@@ -202,6 +207,7 @@ class ControlThread(threading.Thread):
         if epoch is not None:
             epoch.attempt.given_up = True
         self._compute.inbox.put(Detach(number))
+        self._compute.running.leave(number)
 
     def _forget_silent_epochs(self) -> None:
         oldest_s = time.monotonic() - EPOCH_TIMEOUT_S

@@ -34,6 +34,8 @@ class FirstRank:
     What it exports and imports looks like that of a stage of one process.
     """
 
+    interruption = None  # the ranks compute a step all or not at all
+
     def __init__(
         self,
         model: RankModel,

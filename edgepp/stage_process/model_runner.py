@@ -8,11 +8,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-
-from edgepp.backend.base import SequenceFault, StageModel
+from edgepp.backend.base import SequenceFault, StageModel, StepInterrupted
 from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.finite_check import all_finite, not_finite
@@ -20,6 +18,7 @@ from edgepp.stage_process.first_rank import FirstRank
 from edgepp.stage_process.frames import Frame, select_rows
 from edgepp.stage_process.output_head import StageHead, WantedResult
 from edgepp.stage_process.sequence_state import Key, SequenceState, keys_of, rekey
+from edgepp.stage_process.step_outcome import Counters, StepOutcome
 from edgepp.wire import codec
 from edgepp.wire.messages.data import Batch, Forward
 
@@ -28,29 +27,6 @@ _MAX_FREED = 1024
 
 RESERVE_POSITIONS = 256
 """Positions by which the KV cache of a sequence grows at a time."""
-
-
-@dataclass
-class Counters:
-    """Frames of all epochs since the start of the stage."""
-
-    frames: int = 0
-    dropped: int = 0
-    void: int = 0
-    """Frames that were not computed because a later frame began again at their position or before."""
-
-
-@dataclass
-class StepOutcome:
-    """Result of one frame: the frame to send on, and the sequences that failed."""
-
-    frame: Frame | None
-    """None where no row is left to send on."""
-    hidden: Array
-    """Hidden states of ``frame``: (T, D) of a ``Forward``, (B, D) of a ``Batch``. Of a stage with the output head,
-    where the frame asks for that, the result in place of those that are wanted."""
-    faults: list[tuple[int, str]] = field(default_factory=list)
-    """(sequence, reason) of the sequences that failed and are freed."""
 
 
 @dataclass
@@ -63,9 +39,6 @@ class _OpenSequence:
     """Highest number of positions that the sequence may reach."""
     reserved: int
     """Positions reserved in the KV cache so far; grows as needed, to leave memory to other sequences."""
-
-
-_NOTHING = np.empty((0, 0), np.float32)
 
 
 class ModelRunner:
@@ -110,7 +83,11 @@ class ModelRunner:
         started_s = time.perf_counter()
         if self._ranks is not None:
             self._ranks.timed = bool(frame.trace)
-        outcome = self._forward(frame, hidden) if isinstance(frame, Forward) else self._batch(frame, hidden)
+        try:
+            outcome = self._forward(frame, hidden) if isinstance(frame, Forward) else self._batch(frame, hidden)
+        except StepInterrupted:
+            self.counters.void += 1
+            return StepOutcome.empty()
         if outcome.frame is None:
             return outcome
         self.counters.frames += 1
@@ -126,7 +103,7 @@ class ModelRunner:
             if opened is None:
                 if (frame.position > 0 and not frame.source) or key in self._freed:
                     self.counters.dropped += 1
-                    return StepOutcome(None, _NOTHING)
+                    return StepOutcome.empty()
                 opened = self._begin(key, frame)
             opened.capacity = frame.capacity
             self._prepare(opened, frame.position, frame.rows)
@@ -137,7 +114,7 @@ class ModelRunner:
             return StepOutcome(frame, self._result(frame, out))
         except StageFault as fault:
             self.free(*key)
-            return StepOutcome(None, _NOTHING, [(frame.sequence, str(fault))])
+            return StepOutcome.empty([(frame.sequence, str(fault))])
 
     def _batch(self, frame: Batch, hidden: Array) -> StepOutcome:
         rows: list[int] = []
@@ -175,7 +152,7 @@ class ModelRunner:
                 if not rows:
                     break
                 return StepOutcome(select_rows(frame, rows), result, faults)
-        return StepOutcome(None, _NOTHING, faults)
+        return StepOutcome.empty(faults)
 
     def _expect(self, frame: Frame, rows: int) -> None:
         if self._head is not None and frame.result != "hidden":

@@ -26,6 +26,7 @@ from edgepp.wire.messages.control import (
     Pong,
     Refused,
     Unreached,
+    Void,
     Welcome,
 )
 from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden, Kept, KvPiece
@@ -86,6 +87,7 @@ SPEAKERS: Mapping[type, Permission] = {
     Ping: _by("control", "driver", "guest"),
     Attach: _by("control", "driver"),
     Free: _by("control", "driver"),
+    Void: _by("control", "driver"),
     Detach: _by("control", "driver"),
     Inventory: _by("control", "driver"),
     Replay: _by("control", "driver"),

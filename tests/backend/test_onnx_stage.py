@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgepp.backend.base import BackendOptions
+from edgepp.backend.base import BackendOptions, StepInterrupted
 from edgepp.backend.onnx import kv_cache as onnx_cache
 from edgepp.backend.onnx import stage as onnx_stage
 from edgepp.backend.onnx.backend import OnnxBackend
@@ -135,6 +136,34 @@ def test_any_split_into_stages_is_bit_identical(name: str, options: BackendOptio
     whole = run(load(checkpoint, [0, 4], options), hidden, chunks)
     for cuts in ([0, 2, 4], [0, 1, 4], [0, 3, 4], [0, 1, 2, 3, 4]):
         np.testing.assert_array_equal(run(load(checkpoint, cuts, options), hidden, chunks), whole)
+
+
+@pytest.mark.parametrize("options", [DEFAULT, BackendOptions(kv_bits=8)], ids=["float32", "8-bit"])
+def test_a_step_that_is_interrupted_leaves_the_sequences_as_they_were(options: BackendOptions, make: Make) -> None:
+    checkpoint = make()
+    (stage,) = load(checkpoint, [0, 4], options)
+    hidden = OnnxBackend().load_embedding_and_head(checkpoint, options).embed(ids_of(checkpoint, 33))
+    whole = run([stage], hidden, [30, 1, 2])
+    assert stage.interruption is not None
+    for sequence in (0, 1):
+        stage.open(sequence, 64)
+        stage.extend(sequence, hidden[:30])
+
+    def compute_until_interrupted() -> None:
+        while True:
+            stage.extend(1, hidden[30:])
+            stage.truncate(1, 30)
+
+    threading.Timer(0.0, stage.interruption.set).start()
+    with pytest.raises(StepInterrupted):
+        compute_until_interrupted()
+    with pytest.raises(StepInterrupted):
+        stage.decode([0, 1], hidden[[30, 30]])
+    assert [stage.length(sequence) for sequence in (0, 1)] == [30, 30]
+    stage.interruption.clear()
+    for sequence in (0, 1):
+        later = np.concatenate([stage.extend(sequence, hidden[30:31]), stage.extend(sequence, hidden[31:])])
+        np.testing.assert_array_equal(later, whole[30:])
 
 
 @pytest.mark.parametrize("options", [DEFAULT, EXACT], ids=["default", "exact"])

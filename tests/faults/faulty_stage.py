@@ -19,7 +19,8 @@ from pathlib import Path
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process import main
 from edgepp.stage_process.frames import Frame
-from edgepp.stage_process.model_runner import ModelRunner, StepOutcome
+from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.stage_process.step_outcome import StepOutcome
 from edgepp.wire.messages.data import Forward
 
 _FAULT = Path(os.environ["EDGEPP_HOME"]) / "fault"

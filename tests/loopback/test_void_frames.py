@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages.control import FrameLost, Ping, Pong
+from edgepp.wire.messages.control import Detach, FrameLost, Free, Ping, Pong, Refused, Void
 from edgepp.wire.messages.data import REPLAYED, Batch, Echo, Forward, Hidden
 from tests.stages import ATTACH, DRIVER, GUEST, WIDTH, Stage, forward
 
@@ -54,6 +54,42 @@ def test_wrong_guesses_are_not_computed(stage: Stage) -> None:
     assert isinstance(pong, Pong)
     assert (pong.frames, pong.void, pong.dropped) == (3 + 2, 2, 0)
     assert list(stage.model.lengths.values()) == [7]
+
+
+def test_a_wrong_guess_that_is_computed_is_stopped(stage: Stage) -> None:
+    put(stage, forward(1, 5), forward(1, 6), forward(1, 7))
+    assert handle(stage, 1) == [3]
+    stage.order_meanwhile(Void(1, 1, 6, 6))
+    assert handle(stage, 2) == []  # the next one neither begins
+    assert list(stage.model.lengths.values()) == [6]
+    stage.put(forward(1, 6)._replace(serial=6, step=6), rows(1))
+    assert handle(stage, 1) == [6]
+    assert (stage.compute.runner.counters.frames, stage.compute.runner.counters.void) == (3 + 2, 2)
+    assert stage.faults() == []
+
+
+def test_a_chunk_of_a_sequence_that_is_freed_meanwhile_is_stopped(stage: Stage) -> None:
+    put(stage, forward(1, 5, 4), forward(2, 0, 2))
+    stage.order_meanwhile(Free(1, 1))
+    assert handle(stage, 1) == []
+    stage.work()
+    assert stage.model.lengths == {}
+    assert handle(stage, 1) == [4]
+    assert stage.faults() == []
+
+
+def test_a_chunk_is_stopped_that_the_coordinator_has_left(stage: Stage) -> None:
+    put(stage, forward(1, 5, 4))
+    stage.order_meanwhile(Detach(1))
+    assert handle(stage, 1) == []
+    stage.work()
+    assert stage.model.lengths == {}
+
+
+def test_others_have_no_say_in_what_is_computed(stage: Stage) -> None:
+    put(stage, forward(1, 5))
+    assert [type(answer) for answer in stage.order(GUEST, encode(Void(1, 1, 9, 0)))] == [Refused]
+    assert handle(stage, 1) == [3]
 
 
 def test_guesses_that_hold_are_all_computed(stage: Stage) -> None:

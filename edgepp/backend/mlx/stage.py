@@ -29,6 +29,8 @@ _CHUNKS = {"cpu": 64, "metal": 512, "cuda": 1024}
 class MlxStage:
     """Decoder layers of an mlx-lm model with one ``SequenceCache`` per sequence; implements ``StageModel``."""
 
+    interruption = None  # MLX evaluates a step as a whole
+
     def __init__(
         self,
         model: Any,

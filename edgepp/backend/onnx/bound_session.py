@@ -8,11 +8,29 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime as ort
 
+from edgepp.backend.base import StepInterrupted
 from edgepp.backend.onnx.architecture import Rope
+from edgepp.backend.onnx.graph_builder import ORT_ERRORS
 from edgepp.backend.onnx.kv_arena import LANES, Arena
 from edgepp.model.weights.checkpoint import Array
 
 _BINDINGS = 2 * LANES  # one per lane and as many for batches; the least recently used binding is dropped
+
+
+class RunInterruption:
+    """Ends the run of a session before its next operator; implements ``Interruption``."""
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+        """Options of the runs that end."""
+
+    def set(self) -> None:
+        """End the present run, which raises ``StepInterrupted``."""
+        self.options.terminate = True
+
+    def clear(self) -> None:
+        """Let the next runs come to their end."""
+        self.options.terminate = False
 
 
 class RopeTables:
@@ -69,8 +87,9 @@ def bind_output(binding: ort.IOBinding, name: str, array: Array) -> None:
 class BoundSession:
     """A session that runs a ``DecoderGraph`` over neighbouring lanes of an arena."""
 
-    def __init__(self, session: ort.InferenceSession, rope: Rope) -> None:
+    def __init__(self, session: ort.InferenceSession, rope: Rope, interruption: RunInterruption) -> None:
         self._session = session
+        self._interruption = interruption
         self._tables = RopeTables(rope)
         self._bound: OrderedDict[tuple[Arena, int, int], _Binding] = OrderedDict()
 
@@ -79,6 +98,9 @@ class BoundSession:
 
         Row i ends at position ``totals[i] - 1``; the keys and values of its T positions are written to the lane. B or T
         is 1.
+
+        Raises:
+            StepInterrupted: the interruption was set; keys and values behind the rows' earlier positions are undefined.
         """
         key = (arena, first, len(hidden))
         bound = self._bound.get(key)
@@ -87,7 +109,12 @@ class BoundSession:
                 self._bound.popitem(last=False)
             bound = self._bound[key] = _Binding(self._session, self._tables, *key)
         self._bound.move_to_end(key)
-        return bound.run(hidden, totals)
+        try:
+            return bound.run(hidden, totals, self._interruption.options)
+        except ORT_ERRORS:
+            if self._interruption.options.terminate:
+                raise StepInterrupted("the step was interrupted") from None
+            raise
 
 
 class _Binding:
@@ -100,7 +127,7 @@ class _Binding:
         self._hidden = self._out = np.empty((rows, 0, 0), np.float32)
         self._lanes.bind(self._binding, list(arena.memory))
 
-    def run(self, hidden: Array, totals: Sequence[int]) -> Array:
+    def run(self, hidden: Array, totals: Sequence[int], options: ort.RunOptions) -> Array:
         """Run ``hidden`` (B, T, D), where row i ends at position ``totals[i] - 1``; returns a copy of the output."""
         if self._hidden.shape != hidden.shape:
             self._hidden = np.empty(hidden.shape, np.float32)
@@ -109,5 +136,5 @@ class _Binding:
             bind_output(self._binding, "out", self._out)
         self._hidden[:] = hidden
         self._lanes.move_to(totals)
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, options)
         return self._out.copy()

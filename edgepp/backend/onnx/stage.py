@@ -11,7 +11,7 @@ from edgepp.backend.base import BackendOptions, KvChunk, Progress
 from edgepp.backend.kv_transfer import KvImports, joined
 from edgepp.backend.loader import Reduction
 from edgepp.backend.onnx.architecture import Architecture, check_tensors, read_architecture
-from edgepp.backend.onnx.bound_session import BoundSession
+from edgepp.backend.onnx.bound_session import BoundSession, RunInterruption
 from edgepp.backend.onnx.decoder_graph import DecoderGraph
 from edgepp.backend.onnx.graph_builder import ORT_ERRORS, GraphBuilder
 from edgepp.backend.onnx.half_layers import HalfLayers, architecture_of_rank
@@ -69,6 +69,7 @@ class OnnxStage:
         on_layer = _layer_reporter(checkpoint, layers, progress)
         all_kv_heads = architecture.kv_heads
         self._session: BoundSession | HalfLayers
+        self.interruption: RunInterruption | None = None  # ranks compute a step all or not at all
         self._pads = reduction is None  # ranks on different processors would pad to different numbers of rows
         if isinstance(checkpoint, ShardedCheckpoint) and reduction is not None:
             architecture = architecture_of_rank(architecture, checkpoint)
@@ -76,7 +77,8 @@ class OnnxStage:
         else:
             graph = GraphBuilder(checkpoint, exact=options.exact)
             DecoderGraph(graph, architecture, options.kv_bits).build(layers, on_layer)
-            self._session = BoundSession(graph.session(options), architecture.rope)
+            self.interruption = RunInterruption()
+            self._session = BoundSession(graph.session(options), architecture.rope, self.interruption)
         self.layers = layers
         self.hidden_size = architecture.hidden_size
         # The attention kernel processes this many rows at a time; a single leftover row would be rounded differently.

@@ -1,4 +1,4 @@
-"""The protocol of edgepp, version 13: every message, its sender and its receiver.
+"""The protocol of edgepp, version 14: every message, its sender and its receiver.
 
 A message is a ZeroMQ multipart message. The first frame is a msgpack header ``[version, kind, field, …]``, with the
 fields in the order in which the classes of this package declare them; the annotations of the fields (``field_types``)
@@ -20,6 +20,7 @@ A stage binds two ROUTER sockets. Whoever sends to a stage connects to it with a
                      ◄ Held…             before Attached: what the stage holds of the epoch that the ring replaces
         Ping         ► Pong              liveness; a stage forgets a coordinator that is silent for 10 s
         Free, Detach                     cancel one sequence; forget an epoch with all of its sequences (no reply)
+        Void                             stop computing, and drop, frames that carried wrong guesses (no reply)
                      ◄ Fault             a step or an order failed, and the stage has freed the sequence
                      ◄ FrameLost         a frame of the previous stage did not arrive
         Inventory    ► Held…             what the stage holds of the epoch
@@ -48,7 +49,8 @@ previous stage of the epoch; after a cancelled sequence such frames are normal.
 
 A ``Forward`` or ``Batch`` row voids every earlier frame of its sequence at its position or a later one: the coordinator
 guessed these tokens, and drew another. A stage that has not computed a void frame yet neither computes it nor sends it
-on, and the coordinator ignores the result if there is one. Frames that rebuild what was lost neither void nor are void.
+on, and the coordinator ignores the result if there is one. ``Void`` tells all stages so before that frame reaches them,
+and a stage stops the void frame that it computes. Frames that rebuild what was lost neither void nor are void.
 
 Each sender numbers the frames ``Forward``, ``Batch`` and ``Hidden`` of an epoch on its link from 0 (``serial``). A
 stage that sees a gap sends ``FrameLost`` and computes the frame; it drops and counts a frame whose number is not new.
@@ -129,7 +131,7 @@ from edgepp.wire.messages.nodes import NodeMessage
 from edgepp.wire.messages.ranks import RankMessage
 from edgepp.wire.messages.recovery import RecoveryMessage
 
-VERSION = 13
+VERSION = 14
 MAX_FRAMES = 4
 """Frames of one message, header included."""
 MAX_HEADER_BYTES = 4096

@@ -144,6 +144,19 @@ class Free(NamedTuple):
     sequence: Id
 
 
+class Void(NamedTuple):
+    """Coordinator to stage: frames of a sequence at ``position`` or later are void that have a number below ``step``.
+
+    A stage does not compute them, and stops the one that it computes, if it can.
+    """
+
+    epoch: Id
+    sequence: Id
+    step: Id
+    """Number of the step that replaces them, as in ``Forward.step``."""
+    position: Count
+
+
 class Ping(NamedTuple):
     """Coordinator to stage: asks for a ``Pong``, and keeps the epoch alive."""
 
@@ -203,5 +216,5 @@ class FrameLost(NamedTuple):
 
 
 ControlMessage: TypeAlias = (
-    Hello | Welcome | Attach | Attached | Unreached | Refused | Detach | Free | Ping | Pong | Fault | FrameLost
+    Hello | Welcome | Attach | Attached | Unreached | Refused | Detach | Free | Void | Ping | Pong | Fault | FrameLost
 )

@@ -70,12 +70,13 @@ def test_a_step_at_an_earlier_position_voids_the_later_ones_of_its_sequence() ->
     """Positions 5, 6 and 7 are under way, and the guess at 6 was wrong; then another sequence goes on beside it."""
     steps = OutstandingSteps(StepTimes())
     for number, position in enumerate((5, 6, 7)):
-        steps.sent(number, Send(1, position, 16, 1, ROW), cost(0.1), 0.0, 100.0)
+        assert steps.sent(number, Send(1, position, 16, 1, ROW), cost(0.1), 0.0, 100.0) == {}
     steps.sent(3, Send(2, 0, 16, 1, ROW), cost(0.1), 0.0, 100.0)
-    steps.sent(4, Send(1, 6, 16, 1, ROW), cost(0.1), 0.0, 100.0)
+    assert steps.sent(4, Send(1, 6, 16, 1, ROW), cost(0.1), 0.0, 100.0) == {1: 6}
     answered = [steps.answered(Hidden(9, 1, n, 1, 8, "float32", "none", (1,)), 101.0) for n in (0, 1, 2)]
     assert [one is not None for one in answered] == [True, False, False]
-    steps.sent(5, SendBatch((1, 2), (6, 1), np.zeros((2, 8), np.float32)), cost(0.1), 0.0, 101.0)
+    batch = SendBatch((1, 2), (6, 1), np.zeros((2, 8), np.float32))
+    assert steps.sent(5, batch, cost(0.1), 0.0, 101.0) == {1: 6}
     assert steps.answered(Hidden(9, 1, 4, 1, 8, "float32", "none", (1,)), 102.0) is None
     assert steps.answered(Hidden(9, 2, 3, 1, 8, "float32", "none", (1,)), 102.0) is not None
 
