@@ -2,8 +2,8 @@
 
 Each process computes one frame after the other, and processes that compute at the same time share the cores. A frame
 has one row, the newest token or a guess, and takes a hop to each process and back. Where the drawn token differs from
-the guess, later frames are void: the token leaves at once, and a process drops void frames that wait before it, but
-finishes the frame that it computes. A draft that computes is one more process, which runs ahead of the newest token
+the guess, later frames are void: the token leaves at once, and a hop later all stages drop void frames and stop the one
+that they compute. A draft that computes is one more process, which runs ahead of the newest token
 and begins again after a wrong guess. Pure; random by seed.
 """
 
@@ -49,6 +49,11 @@ class _Frame:
     """Whether the frame carries the token that will be drawn for its position."""
 
 
+@dataclass(frozen=True)
+class _Void:
+    """Tells a stage that all frames which are not in the ring any more are void."""
+
+
 class _GuessRing:
     """The state of all processes, of which the last one is the coordinator."""
 
@@ -61,8 +66,8 @@ class _GuessRing:
         self._queues: list[deque[_Frame]] = [deque() for _ in self._work_s]
         self._left_s: dict[int, float] = {}
         """Seconds of work that are left of the first frame of each queue, by process; none where a queue is empty."""
-        self._hops: list[tuple[float, int, int, _Frame]] = []
-        """Frames between processes: time of arrival, number of the hop, process, frame."""
+        self._hops: list[tuple[float, int, int, _Frame | _Void]] = []
+        """What travels between processes: time of arrival, number of the hop, process, frame."""
         self._num_hops = 0
         self._in_ring: deque[_Frame] = deque()
         """Frames that are not void, oldest first."""
@@ -87,8 +92,8 @@ class _GuessRing:
             for at in self._left_s:
                 self._left_s[at] -= passed_s * share
             if arrives_s <= done_s:
-                _, _, process, frame = heapq.heappop(self._hops)
-                self._arrive(process, frame)
+                _, _, process, arrived = heapq.heappop(self._hops)
+                self._drop_void(process) if isinstance(arrived, _Void) else self._arrive(process, arrived)
             else:
                 self._computed(process)
         return self._now_s
@@ -97,9 +102,9 @@ class _GuessRing:
         self._in_ring.append(frame)
         self._hop(0, frame)
 
-    def _hop(self, process: int, frame: _Frame) -> None:
+    def _hop(self, process: int, what: _Frame | _Void) -> None:
         self._num_hops += 1
-        heapq.heappush(self._hops, (self._now_s + self._costs.hop_s, self._num_hops, process, frame))
+        heapq.heappush(self._hops, (self._now_s + self._costs.hop_s, self._num_hops, process, what))
 
     def _arrive(self, process: int, frame: _Frame) -> None:
         """Queue a frame; frames at its position and later ones that wait there are void."""
@@ -107,6 +112,16 @@ class _GuessRing:
         while len(queue) > 1 and queue[-1].position >= frame.position:
             queue.pop()
         queue.append(frame)
+        self._start(process)
+
+    def _drop_void(self, process: int) -> None:
+        """Drop the void frames of a stage, also the one that it computes."""
+        queue = self._queues[process]
+        computed = queue[0] if queue else None
+        valid = deque(frame for frame in queue if any(frame is one for one in self._in_ring))
+        if computed is not None and not (valid and valid[0] is computed):
+            del self._left_s[process]
+        self._queues[process] = valid
         self._start(process)
 
     def _start(self, process: int) -> None:
@@ -139,6 +154,8 @@ class _GuessRing:
             self._ready.clear()
             self._draft_is_late = self._draft in self._left_s
             self._send(_Frame(frame.position + 1, right=True))
+            for stage in range(len(self._costs.stages_s)):
+                self._hop(stage, _Void())
         self._fill()
 
     def _guessed(self) -> None:

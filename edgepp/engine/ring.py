@@ -180,7 +180,7 @@ class StageStats:
     silent_s: float = 0.0
     """Seconds since the stage last answered a ping; 0 for a stage in this process."""
     void: int = 0
-    """Frames that the stage did not compute, since a later frame of the sequence began at their position or before."""
+    """Frames that the stage did not compute to the end: a guess before them was wrong, or their sequence was freed."""
     clock_offset_s: float | None = None
     """Seconds by which the stage's monotonic clock is ahead of the coordinator's; None where that is not known."""
     clock_error_s: float | None = None
