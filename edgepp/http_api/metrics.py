@@ -237,7 +237,7 @@ _STAGE_GAUGES = {
 _STAGE_COUNTERS = {
     "frames": ("stage_frames", "Frames that the stage has computed."),
     "dropped": ("stage_dropped_frames", "Frames that the stage has dropped, such as those of freed sequences."),
-    "void": ("stage_void_frames", "Frames of wrong guesses and freed sequences that the stage did not compute to the end."),
+    "void": ("stage_void_frames", "Frames that the stage did not compute to the end, as of wrong guesses."),
     "queue_s": (
         "stage_queue_seconds",
         "Seconds that steps waited at the stage for earlier steps, since the stages were joined; derived by the"
