@@ -70,7 +70,8 @@ class Choice:
             events = [*self._prompt_logprobs(), *events]
         if finished:
             self.ended = True
-            events.append(ChoiceEnded(self.number, self._finish_reason, self.answer.stop_string, self.usage))
+            tokens = tuple(self.answer.token_ids)
+            events.append(ChoiceEnded(self.number, self._finish_reason, self.answer.stop_string, self.usage, tokens))
         return events
 
     @property

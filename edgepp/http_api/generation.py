@@ -181,6 +181,8 @@ class ChoiceEnded:
     stop_string: str | None = None
     """The stop string that ended the text, if one did."""
     usage: Usage = field(default_factory=Usage)
+    token_ids: tuple[int, ...] = ()
+    """The tokens of the choice, of which text, reasoning and calls are made."""
 
 
 @dataclass(frozen=True)
