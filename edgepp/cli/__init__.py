@@ -96,8 +96,11 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
     """Print an error and return the exit status."""
     import click
 
+    from edgepp.printable import one_line
+
     try:
         if isinstance(error, click.ClickException):
+            error.message = one_line(error.message)  # it may name a file that somebody else has named
             error.show()
             error_as_json(type(error).__name__, error.format_message(), "")
             return error.exit_code
