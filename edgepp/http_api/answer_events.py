@@ -43,6 +43,8 @@ class Choice:
     """Time at which the request came, in seconds of ``time.perf_counter``."""
     prompt: TokenIds = ()
     """The tokens of the prompt, if their log-probabilities are wanted."""
+    has_logprobs: bool = False
+    """Whether the pieces come with the log-probabilities of their tokens."""
     ended: bool = False
     error: EdgeppError | None = None
     """The error that ended the answer early, to be raised after the events before it."""
@@ -92,7 +94,7 @@ class Choice:
 
     def _joined(self, pieces: list[TextPiece]) -> list[TextPiece]:
         """The pieces as one for the parser, or each alone where it must be known which tokens become text."""
-        if any(piece.tokens for piece in pieces):
+        if self.has_logprobs:
             return pieces
         return [TextPiece("".join(piece.text for piece in pieces))]
 
@@ -100,12 +102,12 @@ class Choice:
         """The parts that are certain after ``piece``; the log-probabilities of their texts are noted."""
         if isinstance(self.parser, PlainParser):
             self._logprobs += map(self._logprob, piece.tokens)
-        else:
+        elif self.has_logprobs:
             self._content.add(piece)
         return self._noted(self.parser.add(piece.text)) if piece.text else []
 
     def _noted(self, parts: list[AnswerPart]) -> list[AnswerPart]:
-        for part in parts:
+        for part in parts if self.has_logprobs else ():
             self._logprobs += map(self._logprob, self._content.take(part))
         return parts
 
