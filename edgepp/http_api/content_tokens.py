@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from edgepp.engine.text_stream import SpelledToken, TextPiece
-from edgepp.tool_calls.tool_use import AnswerPart, CallEnded, Reasoning, Text
+from edgepp.tool_calls.tool_use import AnswerPart, Reasoning, Text
 
 
 class ContentTokens:
@@ -17,7 +17,8 @@ class ContentTokens:
         """The end of the answer so far, from the place on up to which its parts are known."""
         self._read = 0
         """Characters of the answer in front of ``_unread``."""
-        self._behind_call = False
+        self._before: type[AnswerPart] | None = None
+        """The kind of the part before the next one."""
 
     def add(self, piece: TextPiece) -> None:
         """Add what the parser gets next."""
@@ -26,14 +27,13 @@ class ContentTokens:
 
     def take(self, part: AnswerPart) -> list[SpelledToken]:
         """The tokens of ``part``, which is the next one that the parser has found; none unless it is text."""
-        if isinstance(part, CallEnded):
-            self._behind_call = True
+        goes_on, self._before = type(part) is self._before, type(part)
         if not isinstance(part, Text | Reasoning):
             return []
-        begin = self._read + self._place(part.text)
+        begin = self._read + self._place(part.text, goes_on=goes_on)
         end = begin + len(part.text)
         self._unread = self._unread[end - self._read :]
-        self._read, self._behind_call = end, False
+        self._read = end
         taken = []
         while self._waiting and self._waiting[0].begin < end:
             token = self._waiting.popleft()
@@ -42,9 +42,9 @@ class ContentTokens:
                 taken.append(token)
         return taken if isinstance(part, Text) else []
 
-    def _place(self, text: str) -> int:
+    def _place(self, text: str, *, goes_on: bool) -> int:
         """The place of ``text`` in what is unread: at its beginning, or behind markers or calls, which are no text."""
-        if self._unread.startswith(text) and not self._behind_call:
+        if goes_on and self._unread.startswith(text):
             return 0
         if self._unread.endswith(text):
             return len(self._unread) - len(text)

@@ -21,6 +21,7 @@ ANSWERS = [
     "Yes, so it is.",
     "<think>\nYes?</think>\n\nYes, yes",
     "<think></think>think",
+    "<think>so</think><so",
     "<think>a<b</think>a < b <t",
     f"so{CALL}",
     f"It is. {CALL}\n\n{CALL} so",
