@@ -92,6 +92,9 @@ def _renamed(definition: str) -> str:
         texts = vocabulary if isinstance(vocabulary, dict) else (text for text, _ in vocabulary)
         named = [text for text in texts if text.startswith("<0x") and not (had_bytes and BYTE_TOKEN.fullmatch(text))]
         names |= {text: _PRIVATE + text for text in named}
+        if named and "merges" in model:
+            pairs = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in model["merges"]]
+            model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & names.keys()]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(text, text): token for text, token in vocabulary.items()}
     else:

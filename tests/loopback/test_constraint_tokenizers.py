@@ -33,13 +33,14 @@ WORDS = [
     "<",
     ">",
     "<0x",
+    "0x",
     "0",
     "x",
     "4",
     "1",
 ]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-MERGES = [("▁", "▁"), ("n", "o"), ("▁", "no")]
+MERGES = [("▁", "▁"), ("n", "o"), ("▁", "no"), ("0", "x"), ("<", "0x")]
 SPM = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 SPACE = normalizers.Replace(" ", "▁")
 METASPACE = pre_tokenizers.Metaspace(prepend_scheme="first")
