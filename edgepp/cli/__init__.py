@@ -96,9 +96,13 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
     """Print an error and return the exit status."""
     import click
 
+    from edgepp.printable import one_line, printable
+
     try:
         if isinstance(error, click.ClickException):
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)  # its message may name a file that somebody else has named
+            sys.stderr.write(printable(shown.getvalue().replace(error.message, one_line(error.message))))
             error_as_json(type(error).__name__, error.format_message(), "")
             return error.exit_code
         if isinstance(error, Terminated):

@@ -20,6 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from edgepp.child_process import limit_cpu, limit_memory
 from edgepp.model.text.control_tokens import is_control
+from edgepp.model.text.detokenizer import BYTE_TOKEN
 
 CPU_S = 5
 """Processor seconds that a constraint may take."""
@@ -47,7 +48,10 @@ _PLAIN = tuple(
         (r"Unsatisfiable schema: ", "no value can match: "),
         (r"Failed to generate regex for \w+ range.*", "the limits of a number are too large, or leave no number"),
         (r"lookarounds not supported yet.*", "look-around and word boundaries are not supported"),
-        (r".*forced bytes.*", "it demands a text that is also the name of a control token of the model"),
+        (
+            r".*forced bytes.*",
+            "it demands a text that the tokens of this model cannot spell, such as the name of a control token",
+        ),
         (r".*fuel exhausted.*", "it is too complex"),
     )
 )
@@ -62,7 +66,8 @@ def tokenizer(definition: str, eos: Sequence[int]) -> LLTokenizer:
     """llguidance's view of a tokenizer, from the text of its ``tokenizer.json``.
 
     Control tokens have other names there: llguidance tokenizes the text that a constraint demands, and would take the
-    name of a control token in it for that token, which is never text.
+    name of a control token in it for that token, which is never text. And a ``Metaspace`` decoder is written as the
+    replacement that this decoder is: llguidance knows that mark of a space from replacements only.
 
     Raises:
         ValueError: the tokenizer is damaged, or of a kind that llguidance does not support.
@@ -82,6 +87,14 @@ def _renamed(definition: str) -> str:
             names[name] = token["content"] = _alias(name)
     model = form["model"]
     vocabulary = model["vocab"]
+    had_bytes, form["decoder"] = _has_bytes(form["decoder"]), _replacing(form["decoder"])
+    if _has_bytes(form["decoder"]):  # llguidance takes each name like <0x41> for a byte, and panics if it is none
+        texts = vocabulary if isinstance(vocabulary, dict) else (text for text, _ in vocabulary)
+        named = [text for text in texts if text.startswith("<0x") and not (had_bytes and BYTE_TOKEN.fullmatch(text))]
+        names |= {text: _PRIVATE + text for text in named}
+        if named and "merges" in model:
+            pairs = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in model["merges"]]
+            model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & names.keys()]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(text, text): token for text, token in vocabulary.items()}
     else:
@@ -89,6 +102,21 @@ def _renamed(definition: str) -> str:
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     return json.dumps(form)
+
+
+def _replacing(decoder: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A decoder of the same tokens' text, with a replacement in place of ``Metaspace``."""
+    chain = [] if decoder is None else decoder.get("decoders", [decoder])
+    marks = [one["replacement"] for one in chain if one["type"] == "Metaspace"]
+    if not marks:
+        return decoder
+    replacement = {"type": "Replace", "pattern": {"String": marks[0]}, "content": " "}
+    return {"type": "Sequence", "decoders": [replacement, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+
+
+def _has_bytes(decoder: dict[str, Any] | None) -> bool:
+    """Whether tokens named like ``<0x41>`` stand for bytes."""
+    return "ByteFallback" in json.dumps(decoder)
 
 
 def _alias(name: str) -> str:

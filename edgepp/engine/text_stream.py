@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import queue
 import time
 from collections import deque
@@ -107,6 +108,8 @@ class SpelledToken:
     raw: bytes
     sampled: Sampled
     """Its log-probability, and the likeliest tokens at its place."""
+    begin: int = 0
+    """Characters of the answer in front of the token's own text; for parts of a character, in front of that."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class TextStream:
         end, options = self._request.end, self._request.options
         if end is None or self._filter.found or options.prompt_logprobs is None or options.sampling.logprobs is None:
             return []
-        return [SpelledToken(end.token, self._spell(end.token), end)]
+        return [SpelledToken(end.token, self._spell(end.token), end, self._tokens.shown)]
 
     def _decoded(self, token: int) -> str:
         """The text that the next token completes."""
@@ -220,7 +223,7 @@ class TextStream:
             self._request.trace.span("detokenise", began_s, time.perf_counter(), len(text))
         if self._request.options.sampling.logprobs is not None:
             sampled = self.sampled[len(self.token_ids) - 1]
-            self._tokens.add(SpelledToken(token, self._spell(token), sampled), len(text))
+            self._tokens.add(token, self._spell(token), sampled, len(text))
         return text
 
     @property
@@ -251,27 +254,34 @@ class _TokensOfText:
     """Tokens that wait for their text, which comes later where it may become a stop string."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[SpelledToken, int, int]] = deque()
-        """Each with the places in the text of the answer where its own text begins and ends."""
-        self._decoded = self._shown = 0
+        self._waiting: deque[tuple[SpelledToken, int]] = deque()
+        """Each with the place in the text of the answer where its own text ends."""
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoded = self._ahead = 0
+        """Characters of the answer so far, and those behind them that tokens spell and the detokenizer holds back."""
+        self.shown = 0
+        """Characters of the answer that were shown."""
 
-    def add(self, token: SpelledToken, characters: int) -> None:
-        """Add the next token, which completes ``characters`` characters."""
-        self._waiting.append((token, self._decoded, self._decoded + characters))
+    def add(self, token: int, raw: bytes, sampled: Sampled, characters: int) -> None:
+        """Add the next token, with which ``characters`` characters are complete, also those of earlier tokens."""
+        spelled = SpelledToken(token, raw, sampled, self._decoded + self._ahead)
+        spelt = len(self._utf8.decode(raw))
+        self._ahead = 0 if characters else self._ahead + spelt
         self._decoded += characters
+        self._waiting.append((spelled, self._decoded))
 
     def take(self, characters: int) -> tuple[SpelledToken, ...]:
         """The tokens whose own text ends within the next ``characters`` characters."""
-        self._shown += characters
-        return self._while(lambda begin, end: begin < self._shown and end <= self._shown)
+        self.shown += characters
+        return self._while(lambda token, end: token.begin < self.shown and end <= self.shown)
 
     def finish(self, characters: int, *, cut: bool) -> tuple[SpelledToken, ...]:
         """The tokens of the last ``characters`` characters, behind which a stop string may have ``cut`` the text."""
-        self._shown += characters
-        return self._while(lambda begin, _: begin < self._shown or not cut)
+        self.shown += characters
+        return self._while(lambda token, _: token.begin < self.shown or not cut)
 
-    def _while(self, belongs: Callable[[int, int], bool]) -> tuple[SpelledToken, ...]:
+    def _while(self, belongs: Callable[[SpelledToken, int], bool]) -> tuple[SpelledToken, ...]:
         taken: list[SpelledToken] = []
-        while self._waiting and belongs(*self._waiting[0][1:]):
+        while self._waiting and belongs(*self._waiting[0]):
             taken.append(self._waiting.popleft()[0])
         return tuple(taken)

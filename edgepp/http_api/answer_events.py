@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from edgepp.engine.text_stream import SpelledToken, TextPiece
 from edgepp.errors import EdgeppError
+from edgepp.http_api.content_tokens import ContentTokens
 from edgepp.http_api.generation import (
     ChoiceEnded,
     FinishReason,
@@ -42,6 +43,8 @@ class Choice:
     """Time at which the request came, in seconds of ``time.perf_counter``."""
     prompt: TokenIds = ()
     """The tokens of the prompt, if their log-probabilities are wanted."""
+    has_logprobs: bool = False
+    """Whether the pieces come with the log-probabilities of their tokens."""
     ended: bool = False
     error: EdgeppError | None = None
     """The error that ended the answer early, to be raised after the events before it."""
@@ -50,7 +53,8 @@ class Choice:
     _arguments: list[str] = field(default_factory=list)
     """The arguments so far of the call that is open."""
     _logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Log-probabilities of text that the parser holds back."""
+    """Log-probabilities of text, to be told with it."""
+    _content: ContentTokens = field(default_factory=ContentTokens)
     _told_prompt: bool = False
     _num_tokens: int = 0
     _reasoning_tokens: float = 0.0
@@ -59,18 +63,17 @@ class Choice:
         """The events of all pieces that have come since the last call."""
         pieces = self._pieces()
         finished = self.answer.finish_reason is not None
-        text = "".join(piece.text for piece in pieces)
-        parts = self.parser.add(text) if text else []
+        parts = [part for piece in self._joined(pieces) for part in self._parts(piece)]
         if finished:
-            parts = [*parts, *self.parser.finish()]
-        self._logprobs += (self._logprob(token) for piece in pieces for token in piece.tokens)
+            parts += self._noted(self.parser.finish())
         self._count_reasoning(parts)
-        events = self._with_logprobs([self._event(part) for part in joined(parts)], finished=finished)
+        events = self._with_logprobs([self._event(part) for part in joined(parts)])
         if events or finished:
             events = [*self._prompt_logprobs(), *events]
         if finished:
             self.ended = True
-            events.append(ChoiceEnded(self.number, self._finish_reason, self.answer.stop_string, self.usage))
+            tokens = tuple(self.answer.token_ids)
+            events.append(ChoiceEnded(self.number, self._finish_reason, self.answer.stop_string, self.usage, tokens))
         return events
 
     @property
@@ -88,6 +91,25 @@ class Choice:
             decode_s=timing.last_token_s - timing.first_token_s,
             recoveries=tuple(timing.recoveries),
         )
+
+    def _joined(self, pieces: list[TextPiece]) -> list[TextPiece]:
+        """The pieces as one for the parser, or each alone where it must be known which tokens become text."""
+        if self.has_logprobs:
+            return pieces
+        return [TextPiece("".join(piece.text for piece in pieces))]
+
+    def _parts(self, piece: TextPiece) -> list[AnswerPart]:
+        """The parts that are certain after ``piece``; the log-probabilities of their texts are noted."""
+        if isinstance(self.parser, PlainParser):
+            self._logprobs += map(self._logprob, piece.tokens)
+        elif self.has_logprobs:
+            self._content.add(piece)
+        return self._noted(self.parser.add(piece.text)) if piece.text else []
+
+    def _noted(self, parts: list[AnswerPart]) -> list[AnswerPart]:
+        for part in parts if self.has_logprobs else ():
+            self._logprobs += map(self._logprob, self._content.take(part))
+        return parts
 
     def _pieces(self) -> list[TextPiece]:
         pieces: list[TextPiece] = []
@@ -119,20 +141,15 @@ class Choice:
                 self._num_calls += 1
                 return ToolCallEnded(self.number, self._num_calls - 1, "".join(self._arguments))
 
-    def _with_logprobs(self, events: list[GenerationEvent], *, finished: bool) -> list[GenerationEvent]:
-        """The events, the first text with the log-probabilities so far; those of other parts are dropped."""
+    def _with_logprobs(self, events: list[GenerationEvent]) -> list[GenerationEvent]:
+        """The events, the first text with the log-probabilities so far."""
         if not self._logprobs:
             return events
-        at = next((at for at, event in enumerate(events) if isinstance(event, TextDelta)), None)
-        if at is None and not events and not finished:
-            return events  # the text of these tokens is held back
         logprobs, self._logprobs = tuple(self._logprobs), []
-        if at is None and isinstance(self.parser, PlainParser):  # such as the token that ended the text
-            return [*events, TextDelta(self.number, "", logprobs)]
-        if at is not None:
-            first = events[at]
-            events[at] = TextDelta(self.number, first.text if isinstance(first, TextDelta) else "", logprobs)
-        return events
+        for at, event in enumerate(events):
+            if isinstance(event, TextDelta):
+                return [*events[:at], TextDelta(self.number, event.text, logprobs), *events[at + 1 :]]
+        return [*events, TextDelta(self.number, "", logprobs)]  # such as the token that ended the text
 
     def _prompt_logprobs(self) -> list[GenerationEvent]:
         """The log-probabilities of the prompt, once, if they are wanted; complete when the first token comes."""
@@ -140,13 +157,14 @@ class Choice:
             return []
         self._told_prompt = True
         scored = (SpelledToken(one.token, self.spell(one.token), one) for one in self.answer.prompt_sampled)
-        return [PromptLogprobs(self.number, _text(self.spell(self.prompt[0])), tuple(map(self._logprob, scored)))]
+        first = self.spell(self.prompt[0])
+        return [PromptLogprobs(self.number, _text(first), tuple(map(self._logprob, scored)), first)]
 
     def _logprob(self, token: SpelledToken) -> TokenLogprob:
         sampled = token.sampled
         top_raw = tuple(self.spell(rival) for rival, _ in sampled.top)
         top = tuple((_text(raw), logprob) for raw, (_, logprob) in zip(top_raw, sampled.top, strict=True))
-        return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.raw, top_raw)
+        return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.raw, top_raw, token.begin)
 
     def _count_reasoning(self, parts: Iterable[AnswerPart]) -> None:
         """Count the tokens of reasoning, in proportion to characters where text came in the same piece."""

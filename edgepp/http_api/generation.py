@@ -71,6 +71,8 @@ class TokenLogprob:
     """The bytes of the token, which may be a part of a character, where they are not those of ``text``."""
     top_raw: tuple[bytes, ...] = ()
     """The bytes of each token in ``top``, where they are not those of the texts."""
+    begin: int = 0
+    """Characters of the answer in front of the token's text."""
 
     @property
     def utf8(self) -> list[int]:
@@ -107,6 +109,14 @@ class PromptLogprobs:
     """The text of the first token, before which nothing stands, so that it has no log-probability."""
     tokens: tuple[TokenLogprob, ...]
     """The tokens of the prompt after the first one."""
+    first_raw: bytes | None = None
+    """The bytes of the first token, where they are not those of ``first``."""
+
+    @property
+    def utf8(self) -> list[bytes]:
+        """The bytes of each token of the prompt."""
+        first = self.first.encode() if self.first_raw is None else self.first_raw
+        return [first, *(bytes(token.utf8) for token in self.tokens)]
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,8 @@ class ChoiceEnded:
     stop_string: str | None = None
     """The stop string that ended the text, if one did."""
     usage: Usage = field(default_factory=Usage)
+    token_ids: tuple[int, ...] = ()
+    """The tokens of the choice, of which text, reasoning and calls are made."""
 
 
 @dataclass(frozen=True)

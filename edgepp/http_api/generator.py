@@ -158,6 +158,7 @@ class Generator:
                 text.spell,
                 began_s,
                 tuple(encoded.ids) if options.prompt_logprobs is not None else (),
+                options.sampling.logprobs is not None,
             )
             for number, one in enumerate(choice_options(request.num_choices, options))
         ]

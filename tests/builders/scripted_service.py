@@ -179,4 +179,5 @@ def answer(*texts: str, finish_reason: FinishReason = "stop", usage: Usage | Non
     """The events of a whole answer of one choice, a delta for each text."""
     usage = usage or Usage(prompt_tokens=7, completion_tokens=len(texts), prompt_s=0.5, decode_s=0.25)
     deltas = [TextDelta(0, text) for text in texts]
-    return [Started(usage.prompt_tokens), *deltas, ChoiceEnded(0, finish_reason, usage=usage), Ended(usage)]
+    ended = ChoiceEnded(0, finish_reason, usage=usage, token_ids=tuple("".join(texts).encode()))
+    return [Started(usage.prompt_tokens), *deltas, ended, Ended(usage)]

@@ -404,6 +404,15 @@ def test_a_name_with_control_characters_stays_on_its_line(model: Path, tmp_path:
     one_sentence(run(["chat", "-m", f"{folder}z", "--alone", *ASK], home=tmp_path / "home"), 1)
 
 
+@pytest.mark.parametrize("option", [["--schema"], ["--grammar"], ["-p", "x"]], ids=["schema", "grammar", "argument"])
+def test_a_file_with_control_characters_in_its_name_stays_on_its_line(option: list[str], tmp_path: Path) -> None:
+    name = str(tmp_path / "x\x1b]52;c;AAAA\x07\u202e\nerror: y")
+    done = run(["chat", *option, name, "--json"], home=tmp_path / "home")
+    assert done.returncode == 2
+    assert not set("\x1b\x07\u202e") & set(done.stderr + done.stdout)
+    assert "error: y" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("size", ["64k", "full"])
 def test_a_disk_without_room(size: str, model: Path, tmp_path: Path) -> None:
     """A command that must write a file says which folder is full; a chat writes none."""

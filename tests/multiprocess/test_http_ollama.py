@@ -76,6 +76,7 @@ def test_the_lines_of_a_stream_are_the_whole_answer(http_cluster: HttpCluster) -
 def test_a_completion_goes_on_from_its_context(http_cluster: HttpCluster) -> None:
     body = {"stream": False, "options": clients.GREEDY}
     first = http_cluster.post("/api/generate", prompt="My name is Ann.", **body).json()
+    assert len(first["context"]) == first["prompt_eval_count"] + first["eval_count"]
     second = http_cluster.post("/api/generate", prompt="And mine?", context=first["context"], **body).json()
     assert second["context"][: len(first["context"])] == first["context"]
     assert second["prompt_eval_count"] > len(first["context"])

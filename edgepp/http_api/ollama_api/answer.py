@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -20,8 +20,8 @@ from edgepp.http_api.ollama_api.models import named
 from edgepp.http_api.ollama_api.ndjson import MEDIA_TYPE, LineDelta, Lines, Shape, joined, line
 from edgepp.http_api.ollama_api.options import Format, KeepAlive, Think, is_zero
 
-Extra: TypeAlias = Callable[[LineDelta], Awaitable[Mapping[str, Any]]]
-"""Further fields of the last line, from the whole answer."""
+Extra: TypeAlias = Callable[[Sequence[int]], Awaitable[Mapping[str, Any]]]
+"""Further fields of the last line, from the tokens of the answer."""
 
 
 class AnyRequest(msgspec.Struct, kw_only=True):
@@ -38,7 +38,7 @@ class AnyRequest(msgspec.Struct, kw_only=True):
     top_logprobs: int | None = None
 
 
-async def _nothing(_whole: LineDelta) -> Mapping[str, Any]:
+async def _nothing(_tokens: Sequence[int]) -> Mapping[str, Any]:
     return {}
 
 
@@ -79,20 +79,18 @@ async def streamed(
     events: AsyncIterator[GenerationEvent], lines: Lines, extra: Extra, clock_s: Callable[[], float]
 ) -> AsyncIterator[bytes]:
     """The lines of an answer, at least one in ``IDLE_S`` seconds while events come."""
-    deltas: list[LineDelta] = []
     sent_s = clock_s()
     async with closing(events):
         async for event in events:
             delta = lines.take(event)
             if delta is None and clock_s() - sent_s < IDLE_S:
                 continue
-            deltas.append(delta or LineDelta())
             sent_s = clock_s()
-            yield lines.more(deltas[-1])
-        yield line(lines.last(extra=await extra(joined(deltas))))
+            yield lines.more(delta or LineDelta())
+        yield line(lines.last(extra=await extra(lines.token_ids)))
 
 
 async def _whole(events: AsyncIterator[GenerationEvent], lines: Lines, extra: Extra) -> Mapping[str, Any]:
     async with closing(events):
         whole = joined([delta async for event in events if (delta := lines.take(event)) is not None])
-    return lines.last(whole, await extra(whole))
+    return lines.last(whole, await extra(lines.token_ids))

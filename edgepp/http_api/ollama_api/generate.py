@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.ollama_api.answer import AnyRequest, Question, answered
 from edgepp.http_api.ollama_api.chat import no_images
-from edgepp.http_api.ollama_api.ndjson import LineDelta, generate_shape
+from edgepp.http_api.ollama_api.ndjson import generate_shape
 from edgepp.http_api.ollama_api.options import generate_options, think_variables
 from edgepp.model.text.conversation import Conversation, Message, Prompt
 
@@ -39,8 +39,8 @@ async def generate(service: ModelService, request: Request) -> Response:
         prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, name), owner(request)))
         options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
 
-        async def context(whole: LineDelta) -> Mapping[str, Any]:
-            return {} if body.raw else {"context": await _context(service, prompt, whole.text, owner(request))}
+        async def context(answer: Sequence[int]) -> Mapping[str, Any]:
+            return {} if body.raw else {"context": [*await service.encode(prompt, owner=owner(request)), *answer]}
 
         return Question(GenerationRequest(prompt, options, model=model.name), context)
 
@@ -75,10 +75,3 @@ def _refused(field: str, what: str, hint: str) -> RequestError:
 async def _with_context(service: ModelService, body: GenerateRequest, prompt: Prompt, asker: str) -> Prompt:
     """The prompt behind the tokens of an earlier answer, if the body has them."""
     return (*body.context, *await service.encode(prompt, owner=asker)) if body.context else prompt
-
-
-async def _context(service: ModelService, prompt: Prompt, answer: str, asker: str) -> list[int]:
-    """The tokens of prompt and answer, which a client sends with its next prompt."""
-    before = await service.encode(prompt, owner=asker)
-    after = await service.encode(answer, owner=asker) if answer else []
-    return [*before, *(after[1:] if after[:1] == before[:1] else after)]  # no second beginning of a text

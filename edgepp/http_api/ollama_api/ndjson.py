@@ -116,6 +116,8 @@ class Lines:
     """Seconds since 1970."""
     finish_reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
+    token_ids: tuple[int, ...] = ()
+    """The tokens of the answer, once it has ended."""
     _names: dict[int, str] = field(default_factory=dict)
 
     def take(self, event: GenerationEvent) -> LineDelta | None:
@@ -137,7 +139,7 @@ class Lines:
             case Idle() | Queued():
                 return LineDelta()
             case ChoiceEnded():
-                self.finish_reason = event.finish_reason
+                self.finish_reason, self.token_ids = event.finish_reason, event.token_ids
             case Ended():
                 self.usage = event.usage
         return None

@@ -188,8 +188,8 @@ class CompletionChunks:
     body: CompletionBody
     first_choice: int = 0
     echo: str = ""
-    _lengths: dict[int, int] = field(default_factory=dict)
-    """Characters of each choice so far."""
+    _begun: set[int] = field(default_factory=set)
+    """Choices whose echo was sent."""
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
         """The server-sent events for one event."""
@@ -214,16 +214,15 @@ class CompletionChunks:
         return [frame(self.head.fields("text_completion") | more)]
 
     def _echoed(self, choice: int, logprobs: dict[str, Any] | None = None) -> list[bytes]:
-        if choice in self._lengths:
+        if choice in self._begun:
             return []
-        self._lengths[choice] = len(self.echo)
+        self._begun.add(choice)
         return [frame(self._chunk(choice, self.echo, logprobs))] if self.echo or logprobs else []
 
     def _text(self, event: TextDelta | ReasoningDelta) -> bytes:
         logprobs = None
         if isinstance(event, TextDelta) and self.body.logprobs is not None:
-            logprobs = legacy_logprobs(event.logprobs, self._lengths[event.choice])
-            self._lengths[event.choice] += sum(len(token.text) for token in event.logprobs)
+            logprobs = legacy_logprobs(event.logprobs, len(self.echo))
         return frame(self._chunk(event.choice, event.text, logprobs))
 
     def _chunk(

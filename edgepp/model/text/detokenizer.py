@@ -43,7 +43,7 @@ class Detokenizer:
         for step in self._steps:
             if isinstance(step, _Bytes):
                 return _raw(text)
-            if isinstance(step, _ByteFallback) and _BYTE_TOKEN.fullmatch(text):
+            if isinstance(step, _ByteFallback) and BYTE_TOKEN.fullmatch(text):
                 return bytes([int(text[3:5], 16)])
         return (self.add(token) + self.finish()).encode(errors="replace")
 
@@ -107,7 +107,7 @@ class _ByteFallback:
         self._held = bytearray()
 
     def add(self, token: str) -> list[str]:
-        if _BYTE_TOKEN.fullmatch(token):
+        if BYTE_TOKEN.fullmatch(token):
             self._held.append(int(token[3:5], 16))
             return []
         return [*self.finish(), token]
@@ -269,7 +269,7 @@ def _alphabet() -> dict[str, int]:
 
 BYTE_OF_CHARACTER = _alphabet()
 _MAX_OLD = 64  # limit of the characters of a replaced string, and so of the text held back
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLEANUP = (
     (" .", "."),
     (" ?", "?"),

@@ -14,6 +14,7 @@ from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS, GenerateOption
 from edgepp.engine.sampling import Sampled, Sampler
 from edgepp.engine.text_stream import StopFilter, TextPiece, TextStream
 from edgepp.engine.timing import Timing
+from edgepp.model.text.detokenizer import detokenizer_factory
 from tests.builders.properties import examples
 
 
@@ -145,6 +146,8 @@ def test_the_tokens_of_the_pieces_are_those_of_the_text(text: str, stop: list[st
     assert b"".join(token.raw for token in tokens) == shown.encode()
     assert [token.sampled for token in tokens] == stream.sampled[: len(tokens)]
     assert all(piece.text for piece in pieces[:-1])
+    spelled = b"".join(token.raw for token in tokens)
+    assert [token.begin for token in tokens] == [len(spelled[:n].decode(errors="ignore")) for n in range(len(spelled))]
     if stream.stop_string is None:
         assert (shown, stream.finish_reason) == (text, "length")
     else:
@@ -165,6 +168,27 @@ def test_a_part_of_a_character_at_the_end_is_shown_with_its_token() -> None:
         ("n", [b"n"]),
         ("\ufffd", [b"\xc3"]),
     ]
+
+
+def test_the_places_of_tokens_that_a_detokenizer_holds_back() -> None:
+    """Those named like ``<0x0A>`` are text only when another token follows."""
+    spelled = {0: b"\n", 1: b"\xc3", 2: b"\xa9", 3: b"ab"}
+    names = {0: "<0x0A>", 1: "<0xC3>", 2: "<0xA9>", 3: "ab"}
+    decoders = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    stream, _ = answered(bytes([0, 0, 1, 2, 3, 0, 3]))
+    stream = TextStream(
+        Engine(),  # type: ignore[arg-type]
+        stream._request,
+        detokenizer_factory({"type": "Sequence", "decoders": decoders})(names),
+        spelled.__getitem__,
+    )
+    for place, token in enumerate([0, 0, 1, 2, 3, 0, 3]):
+        stream._request.sampled[place] = Sampled(token, 0.0)
+        stream._request.events.put(token)
+    stream._request.events.put("length")
+    pieces = list(stream.pieces())
+    assert "".join(piece.text for piece in pieces) == "\n\néab\nab"
+    assert [token.begin for piece in pieces for token in piece.tokens] == [0, 1, 2, 2, 3, 5, 6]
 
 
 def test_what_is_known_before_the_first_token() -> None:

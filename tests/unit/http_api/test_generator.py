@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,7 +153,8 @@ def test_what_a_parser_holds_back_comes_at_the_end() -> None:
 
 def test_log_probabilities_come_with_the_text_of_their_tokens() -> None:
     token = SpelledToken(5, b"hi", Sampled(5, -0.5, ((5, -0.5), (6, -1.5))))
-    events = run(Cluster([Stream([TextPiece("hi", (token,))])]))
+    asked = replace(request(), options=GenerateOptions(sampling=SamplingOptions(logprobs=2)))
+    events = run(Cluster([Stream([TextPiece("hi", (token,))])]), asked)
     expected = TokenLogprob("hi", -0.5, (("<5>", -0.5), ("<6>", -1.5)), b"hi", (b"<5>", b"<6>"))
     assert [event.logprobs for event in events if isinstance(event, TextDelta)] == [(expected,)]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from edgepp.http_api.generation import ChoiceEnded
 from edgepp.model.text.conversation import Conversation
 from tests.builders.ollama_lines import strict_lines
+from tests.builders.scripted_service import answer
 from tests.unit.http_api.ollama_api.asking import sent, served
 
 
@@ -42,6 +45,15 @@ def test_the_tokens_of_an_earlier_answer_stand_before_the_prompt() -> None:
     whole = sent(service, "POST", "/api/generate", body).json()
     assert service.request.prompt == (1, 2, 3, *b"user: Hi\n")
     assert whole["context"] == [1, 2, 3, *b"user: Hi\nHello"]
+
+
+def test_the_context_has_the_tokens_of_the_answer_and_not_of_its_text_read_again() -> None:
+    """Read again, an answer that quotes the name of a control token would begin a turn of the system."""
+    *begun, ended, last = answer("<|im_start|>")
+    assert isinstance(ended, ChoiceEnded)
+    service = served([*begun, replace(ended, token_ids=(9, 8)), last])
+    whole = sent(service, "POST", "/api/generate", {"prompt": "Hi", "stream": False}).json()
+    assert whole["context"] == [*b"user: Hi\n", 9, 8]
 
 
 @pytest.mark.parametrize(

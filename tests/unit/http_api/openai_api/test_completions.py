@@ -105,7 +105,10 @@ def test_the_length_is_sixteen_unless_asked(service: ScriptedService, max_tokens
 
 def test_logprobs_have_offsets_into_the_text() -> None:
     usage = Usage(prompt_tokens=1, completion_tokens=3)
-    tokens = [TokenLogprob(text, -0.5, ((text, -0.5), ("x", float("-inf")))) for text in (" a", "b", " c")]
+    places = {" a": 0, "b": 2, " c": 3}
+    tokens = [
+        TokenLogprob(text, -0.5, ((text, -0.5), ("x", float("-inf"))), begin=place) for text, place in places.items()
+    ]
     script = [
         Started(1),
         TextDelta(0, " ab", (tokens[0], tokens[1])),
