@@ -12,6 +12,7 @@ from typing import Any, Literal
 from edgepp.benchmark.machine import busy
 from edgepp.benchmark.report import SCHEMA
 from edgepp.errors import UsageError
+from edgepp.safe_files import open_regular, read_whole
 
 FILE = "report.json"
 Verdict = Literal["better", "worse", "within the spread", "one round"]
@@ -38,9 +39,9 @@ class Difference:
     b: Figure
 
     @property
-    def ratio(self) -> float:
-        """The second report's median divided by the first's."""
-        return self.b.median / self.a.median if self.a.median else math.inf
+    def ratio(self) -> float | None:
+        """The second report's median divided by the first's; None where the first is 0."""
+        return self.b.median / self.a.median if self.a.median else None
 
     @property
     def verdict(self) -> Verdict:
@@ -62,13 +63,31 @@ class Comparison:
     unlike: tuple[str, ...]
     """Other differences between the reports, which may be the reason for different figures."""
 
+    def count(self, verdict: Verdict) -> int:
+        """Number of figures in both reports with this verdict."""
+        return sum(one.verdict == verdict for one in self.differences)
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "neither", "unknown"]:
+        """Verdict on the second report: ``unknown`` where no figure in both reports has two rounds in each."""
+        better, worse = self.count("better"), self.count("worse")
+        if self.count("one round") == len(self.differences):
+            return "unknown"
+        return "better" if better > worse else "worse" if worse > better else "neither"
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON."""
         rows = [
             {"name": d.name, "a": d.a.median, "b": d.b.median, "ratio": d.ratio, "verdict": d.verdict}
             for d in self.differences
         ]
-        return {"rows": rows, "only_a": self.only_a, "only_b": self.only_b, "unlike": self.unlike}
+        return {
+            "verdict": self.verdict,
+            "rows": rows,
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "unlike": self.unlike,
+        }
 
 
 def read(place: str) -> dict[str, Any]:
@@ -80,11 +99,11 @@ def read(place: str) -> dict[str, Any]:
     path = Path(place).expanduser()
     file = path / FILE if path.is_dir() else path
     try:
-        if file.stat().st_size > _MAX_REPORT_BYTES:
-            raise UsageError(f"{file} is too large for a report")
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read as a report: {error}", "name a report.json, or its folder") from error
+        with open_regular(file) as stream:
+            report = json.loads(read_whole(stream, _MAX_REPORT_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise UsageError(f"{file} cannot be read as a report: {reason}", "name a report.json, or its folder") from error
     if not isinstance(report, dict) or report.get("bench") != "edgepp" or report.get("schema") != SCHEMA:
         raise UsageError(
             f"{file} is not a report of `edgepp bench` in the format of this version", "name its report.json"
@@ -110,15 +129,16 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
 def _figures(report: Mapping[str, Any]) -> dict[str, Figure]:
     try:
         return {str(one["name"]): _figure(one) for one in report["figures"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"a report has malformed figures: {error}", "measure again with `edgepp bench`") from error
 
 
 def _figure(report: Mapping[str, Any]) -> Figure:
     better, median, low, high = report["better"], float(report["median"]), float(report["low"]), float(report["high"])
-    if better not in ("more", "less") or not all(map(math.isfinite, (median, low, high))):
-        raise ValueError("a figure needs finite numbers, and 'more' or 'less' as better")
-    return Figure(better, median, low, high, int(report["n"]))
+    rounds = int(report["n"])
+    if better not in ("more", "less") or not 0 <= low <= median <= high < math.inf or rounds < 1:
+        raise ValueError("a figure needs rounds, 0 <= low <= median <= high, and 'more' or 'less' as better")
+    return Figure(better, median, low, high, rounds)
 
 
 def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

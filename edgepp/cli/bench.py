@@ -180,16 +180,18 @@ def bench(arguments: BenchArguments) -> None:
     Over commits and versions, with a plot in a folder:
         edgepp bench --history --out plots
     """
-    from edgepp.ui import bench as ui
-
     if arguments.compare is not None:
-        ui.show_comparison(*arguments.compare, as_json=arguments.as_json)
+        from edgepp.ui.bench_comparison import show_comparison
+
+        show_comparison(*arguments.compare, as_json=arguments.as_json)
         return
     if arguments.history:
         from edgepp.ui.bench_history import show_history
 
         show_history(arguments.model, arguments.out, as_json_object=arguments.as_json)
         return
+    from edgepp.ui import bench as ui
+
     options, settings = arguments.options(), arguments.settings()
     stop_on_terminate()
     ui.bench(options, settings, arguments.out, as_json=arguments.as_json)

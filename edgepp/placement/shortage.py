@@ -35,21 +35,21 @@ def check_pins(request: PlacementRequest, hosts: Sequence[StageHost]) -> None:
         if layers.stop > request.size.layers:
             raise PlanError(
                 f"{name} is pinned to layers {layers}, but the model has only layers {whole}",
-                f"restart {name} with --layers inside {whole}, or without --layers",
+                f"pin {name} inside {whole} (`edgepp join --layers`), or not at all",
             )
         if len(layers) > max_layers(request, host):
             needed = memory_needed(request, len(layers), host.coordinator)
             raise PlanError(
                 f"layers {layers} do not fit {name}: with {_load(request)} they need {_gb(needed)}, and {name} has"
                 f" {_gb(host.memory_bytes)}",
-                f"restart {name} with fewer layers, or serve with a smaller --context or --max-sequences",
+                f"pin {name} to fewer layers (`edgepp join --layers`), or take a smaller --context or --max-sequences",
             )
     for (one, one_name, _), (other, other_name, _) in pairwise(pins):
         if other.start < one.stop:
             twice = LayerRange(other.start, min(one.stop, other.stop))
             raise PlanError(
                 f"layers {twice} are pinned twice: to {one_name} ({one}) and to {other_name} ({other})",
-                "restart one of the two with other --layers, or without --layers",
+                "pin one of the two to other layers (`edgepp join --layers`), or not at all",
             )
 
 
@@ -65,7 +65,7 @@ def check_gaps(search: Search, hosts: Sequence[StageHost]) -> None:
         free = f"only {len(search.free)} of {len(hosts)} nodes are" if search.free else "no node is"
         raise PlanError(
             f"no node is left for layers {gaps}: pinned are {pinned}, and {free} free",
-            "start another node without --layers, or restart a pinned node without --layers",
+            "add a node that is not pinned, or have one join without --layers",
         )
 
 
@@ -87,7 +87,7 @@ def _suggestions(
     request: PlacementRequest, hosts: Sequence[StageHost], coordinator: str, lacking: int | None
 ) -> Iterator[str]:
     context = _largest(request.context // _CONTEXT_STEP, lambda n: _with_context(request, n), hosts, coordinator)
-    if context:
+    if context * _CONTEXT_STEP >= request.least_context:
         yield f"a context of {context * _CONTEXT_STEP} or less"
     fewer = _largest(
         request.max_sequences - 1, lambda n: dataclasses.replace(request, max_sequences=n), hosts, coordinator

@@ -230,6 +230,8 @@ class PlacementRequest:
     context: int
     max_sequences: int
     policy: Policy = "memory"
+    least_context: int = 1
+    """Smallest context that is of use: a shorter one is not suggested where the model does not fit."""
 
 
 @dataclass(frozen=True)

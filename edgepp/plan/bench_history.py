@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from edgepp.errors import UsageError
-from edgepp.safe_files import NotRegular, TooLarge, open_regular, read_whole
+from edgepp.safe_files import NotRegular, TooLarge, open_descriptor, open_regular, read_whole
 
 FILE = "bench-history.jsonl"
 MAX_BYTES = 16 << 20
@@ -59,7 +59,7 @@ def append_entry(folder: Path, entry: HistoryEntry) -> None:
     path = folder / FILE
     line = msgspec.json.encode(entry) + b"\n"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "ab") as file:
             if file.tell() + len(line) > MAX_BYTES:
                 raise UsageError(f"{path} is full", "move it away")

@@ -24,6 +24,7 @@ USABLE_SHARE = 0.75
 """Default share of a node's memory that a model may use, if its hardware is not named."""
 GPU_FLOPS_PER_S = 2e12
 """FLOP/s from which a described node counts as a GPU."""
+_MAX_FILE_BYTES = 1 << 20
 _KEYS = ("name", "hw", "mem", "usable", "bw", "flops", "layers")
 
 
@@ -142,8 +143,12 @@ def read_file(path: Path) -> ClusterSpec:
         UsageError: the file cannot be read, or describes no cluster.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:  # also a pipe, such as <(…) of a shell
+            text = file.read(_MAX_FILE_BYTES + 1)
+        if len(text) > _MAX_FILE_BYTES:
+            raise ValueError("it is larger than 1 MiB")
+        values = tomllib.loads(text.decode())
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{path} cannot be read: {reason}", "see `edgepp plan --help` for what it holds") from error
     nodes, links = values.pop("nodes", []), values.pop("links", {})

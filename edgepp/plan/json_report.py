@@ -96,6 +96,7 @@ def _way_dict(way: Way, best: Way) -> dict[str, Any]:
     prediction = way.layout.prediction
     return {
         "way": way.name,
+        "policy": way.policy,
         "nodes": list(way.nodes),
         "answer_s": way.answer_s,
         "ttft_s": prediction.prefill.ttft_s,

@@ -48,7 +48,8 @@ class ClusterQuestion:
     @property
     def placement(self) -> PlacementRequest:
         """The request to placement."""
-        return PlacementRequest(self.model.size, self.context, self.max_sequences, self.policy)
+        positions = self.workload.prompt + self.workload.answer
+        return PlacementRequest(self.model.size, self.context, self.max_sequences, self.policy, positions)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from edgepp.errors import PlanError
 from edgepp.placement.group_search import MAX_GROUPED
+from edgepp.placement.values import Policy
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.layout import ClusterQuestion, Layout, make_layout
 
@@ -24,6 +25,8 @@ class Way:
     layout: Layout
     answer_s: float
     """Seconds of one answer, prompt and tokens."""
+    policy: Policy
+    """Policy of the placement."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -56,8 +59,9 @@ def _alone(question: ClusterQuestion, cluster: ClusterSpec) -> Iterator[Way]:
 
 
 def _pipelines(question: ClusterQuestion, cluster: ClusterSpec) -> Iterator[Way]:
-    """Plans by both policies that use several machines."""
-    for policy in ("speed", "memory"):
+    """Plans by each policy that use several machines."""
+    others = (policy for policy in get_args(Policy) if policy != question.policy)
+    for policy in (question.policy, *others):  # of equal plans, the one that is shown
         with suppress(PlanError):
             way = _way("pipeline", dataclasses.replace(question, policy=policy), cluster)
             if len(way.nodes) > 1:
@@ -73,4 +77,4 @@ def _shared(question: ClusterQuestion, free: ClusterSpec, cluster: ClusterSpec) 
 
 def _way(name: WayName, question: ClusterQuestion, cluster: ClusterSpec) -> Way:
     layout = make_layout(question, cluster)
-    return Way(name, layout, layout.prediction.answer_s(question.workload))
+    return Way(name, layout, layout.prediction.answer_s(question.workload), question.policy)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import statistics
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -14,10 +12,9 @@ from pathlib import Path
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from edgepp import __version__
-from edgepp.benchmark.comparison import FILE, Comparison, Difference, compare, read
+from edgepp.benchmark.comparison import FILE
 from edgepp.benchmark.history_entry import entry
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown import markdown
@@ -36,8 +33,7 @@ from edgepp.ui import bench_plot
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say
 
-__all__ = ["FULL", "QUICK", "BenchmarkOptions", "bench", "show_comparison"]
-_COLOURS = {"better": "green", "worse": "red", "within the spread": "dim", "one round": "dim"}
+__all__ = ["FULL", "QUICK", "BenchmarkOptions", "bench"]
 
 
 @dataclass(frozen=True)
@@ -249,46 +245,3 @@ def _show(report: BenchmarkReport) -> None:
     for one in pays:
         below = f"below {number(one.pays_below_mbit_per_s)} Mbit/s" if one.pays_below_mbit_per_s else "on no link"
         console.show(f"{one.codec} pays {below} for {one.rows} rows ({one.data}).")
-
-
-def show_comparison(a: str, b: str, *, as_json: bool) -> None:
-    """Print the comparison of two reports, ``a`` and ``b``, each the path of a file or of its folder.
-
-    Raises:
-        UsageError: a path is not that of a report.
-    """
-    found = compare(read(a), read(b))
-    if as_json:
-        click.echo(json.dumps(found.to_dict()))
-        return
-    console = Screen()
-    for line in _remarks(found):
-        console.show(line)
-    table = Rows("FIGURE", ">A", ">B", ">B / A", "B IS")
-    for difference in found.differences:
-        table.add_row(*_difference(difference))
-    console.show("", table)
-
-
-def _difference(one: Difference) -> tuple[str | Text, ...]:
-    figures = (f"{number(f.median)} ({number(f.low)}–{number(f.high)})" for f in (one.a, one.b))
-    return (one.name, *figures, f"{one.ratio:.2f}", Text(one.verdict, style=_COLOURS[one.verdict]))
-
-
-def _remarks(found: Comparison) -> Iterator[str]:
-    verdicts = [difference.verdict for difference in found.differences]
-    better, worse = verdicts.count("better"), verdicts.count("worse")
-    ratios = [
-        one.ratio if one.a.better == "more" else 1 / one.ratio for one in found.differences if 0 < one.ratio < math.inf
-    ]
-    verdict = "better" if better > worse else "worse" if worse > better else "neither better nor worse"
-    typical = f"; the median figure is {statistics.median(ratios):.2f} times as good" if ratios else ""
-    yield (
-        f"B is {verdict} than A: of {len(verdicts)} figures in both, {better} are better and {worse} worse beyond both"
-        f" spreads{typical}."
-    )
-    if found.unlike:
-        yield f"Other differences: {'; '.join(found.unlike)}."
-    for name, only in (("A", found.only_a), ("B", found.only_b)):
-        if only:
-            yield f"Only in {name}: {len(only)} figures, such as {only[0]!r}."

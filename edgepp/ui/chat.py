@@ -16,7 +16,7 @@ from edgepp.errors import EdgeppError
 from edgepp.printable import one_line
 from edgepp.ui.errors import show_error
 from edgepp.ui.progress import ByteProgress
-from edgepp.ui.screen import Rows, Screen, say, say_json
+from edgepp.ui.screen import Rows, Screen, counted, say, say_json
 from edgepp.ui.waiting import shown_waiting
 
 if TYPE_CHECKING:
@@ -111,14 +111,14 @@ def summary(answer: Answer) -> str:
     if not answer.token_ids and answer.finish_reason == "cancelled":
         return "stopped before the first token"
     rate = f" · then {timing.decode_tokens_per_s:.1f} token/s" if timing.decode_tokens_per_s else ""
-    return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{rate}"
+    return f"{counted(len(answer.token_ids), 'token')} · first after {timing.ttft_s:.2f} s{rate}"
 
 
 def cut_off(answer: Answer, options: GenerateOptions) -> tuple[str, bool] | None:
     """Reason why an answer was cut off, and whether the context is full; None for a whole answer, or after Ctrl-C."""
     if answer.finish_reason != "length" or options.ignore_eos:
         return None
-    what = f"cut off after {len(answer.token_ids)} tokens"
+    what = f"cut off after {counted(len(answer.token_ids), 'token')}"
     if len(answer.token_ids) < options.max_tokens:
         return f"{what}, because the context of the model is full", True
     return what, False

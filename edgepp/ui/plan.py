@@ -12,6 +12,7 @@ from rich.text import Text
 
 from edgepp.errors import PlanError
 from edgepp.placement.costs import memory_needed
+from edgepp.placement.values import Policy
 from edgepp.plan.advice import Need
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.forecast import Forecast, forecast
@@ -21,6 +22,7 @@ from edgepp.plan.layout import ClusterQuestion
 from edgepp.plan.predict import Decode
 from edgepp.plan.quantities import format_link_rate
 from edgepp.plan.ways import Way
+from edgepp.ui.plan_figures import duration, flops_rate, milliseconds, rate, times
 from edgepp.ui.plan_plot import draw, load_pyplot
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen, say
@@ -41,8 +43,6 @@ _PARTS = {
 _WAYS = {"tensor": "sharing each layer", "pipeline": "a pipeline", "one": "one machine"}
 _SIMILAR = 0.05
 """Relative difference below which two speeds count as about the same."""
-_MINUTES_S = 180.0
-"""Time from which on minutes are shown instead of seconds."""
 
 
 def show_plan(
@@ -112,7 +112,7 @@ def picture(found: Forecast) -> Iterator[Any]:
     yield ""
     yield _answer(found)
     yield _best_node_text(found)
-    if sentence := best_way_text(found.ways):
+    if sentence := best_way_text(found.ways, found.question.policy):
         yield sentence
     for need in found.needs:
         yield _need(need, found)
@@ -148,11 +148,11 @@ def _stages(found: Forecast) -> Rows:
         )  # fmt: skip
         table.add_row(
             str(index), str(time.layers), str(layout.stages[index]), megabytes(needed), megabytes(offered),
-            *map(_ms, seconds), _PARTS[time.limit], _PARTS[prefill.limit],
+            *map(milliseconds, seconds), _PARTS[time.limit], _PARTS[prefill.limit],
         )  # fmt: skip
     one, coordinator = prediction.one, layout.cluster.coordinator.name
-    back = _ms(one.ends_s + one.return_s)
-    table.add_row("", "embedding, head", coordinator, "", "", "", "", "", _ms(one.return_s), "", "", back)
+    back = milliseconds(one.ends_s + one.return_s)
+    table.add_row("", "embedding, head", coordinator, "", "", "", "", "", milliseconds(one.return_s), "", "", back)
     return table
 
 
@@ -164,7 +164,7 @@ def _requests(found: Forecast) -> Rows:
             room = "their KV caches do not fit at the same time: they take turns"
         elif needed > found.question.max_sequences:
             room = f"with --max-sequences {needed}, for which there is memory"
-        rates = (f"{1 / decode.tpot_s:.1f}", f"{decode.tokens_per_s:.1f}", _ms(decode.tpot_s))
+        rates = (rate(1 / decode.tpot_s), rate(decode.tokens_per_s), milliseconds(decode.tpot_s))
         table.add_row(str(decode.requests), *rates, _limit(decode), Text(room, style="yellow"))
     return table
 
@@ -183,9 +183,9 @@ def _limit(decode: Decode) -> str:
 def _answer(found: Forecast) -> str:
     prefill, one, workload = found.layout.prediction.prefill, found.layout.prediction.one, found.question.workload
     return (
-        f"A prompt of {prefill.tokens:,} tokens: {prefill.tokens_per_s:,.0f} token/s, first token after"
-        f" {_time(prefill.ttft_s)}; then {1 / one.tpot_s:.1f} token/s. An answer of {workload.answer:,} tokens takes"
-        f" {_time(found.layout.prediction.answer_s(workload))}."
+        f"A prompt of {prefill.tokens:,} tokens: {rate(prefill.tokens_per_s)} token/s, first token after"
+        f" {duration(prefill.ttft_s)}; then {rate(1 / one.tpot_s)} token/s. An answer of {workload.answer:,} tokens"
+        f" takes {duration(found.layout.prediction.answer_s(workload))}."
     )
 
 
@@ -202,45 +202,50 @@ def _best_node_text(found: Forecast) -> str:
     if layout.machines == 1:
         return f"All layers run on {single.name}: no other node takes part."
     count = _WORDS[layout.machines] if layout.machines < len(_WORDS) else str(layout.machines)
-    throughput = f"have {_times(single.throughput_ratio)} its token/s with {single.requests} requests at once"
-    speed = "about as fast" if abs(single.speedup - 1) < _SIMILAR else f"{_times(single.speedup)} as fast"
+    throughput = f"have {times(single.throughput_ratio)} its token/s with {single.requests} requests at once"
+    speed = "about as fast" if abs(single.speedup - 1) < _SIMILAR else f"{times(single.speedup)} as fast"
     text = f"{count.capitalize()} nodes give one answer {speed} as {single.name} alone, and {throughput}"
     if max(single.speedup, single.throughput_ratio) < 1 + _SIMILAR:
         return f"{text}: use them for size, not speed."
     return f"{text}: use them for many requests, not for one." if single.speedup < 1 - _SIMILAR else f"{text}."
 
 
-def best_way_text(ways: Sequence[Way]) -> str:
-    """Sentence on the best of shared layers, a pipeline and one machine; empty with nothing to compare."""
+def best_way_text(ways: Sequence[Way], policy: Policy) -> str:
+    """Sentence on the best of shared layers, a pipeline and one machine; empty with nothing to compare.
+
+    ``policy`` is that of the plan that is shown: a pipeline of another one is told apart.
+    """
     if len(ways) < 2:
         return ""
     best, *others = ways
-    gains = [f"{_as_fast(way.answer_s / best.answer_s)} {_WAYS[way.name]}{_on(way)}" for way in others]
-    text = f"Best for one answer is {_WAYS[best.name]}{_on(best)}: {', and '.join(gains)}"
+    gains = [f"{_as_fast(way.answer_s / best.answer_s)} {_way(way, policy)}" for way in others]
+    text = f"Best for one answer is {_way(best, policy)}: {', and '.join(gains)}"
     shared = next((way for way in ways if way.name == "tensor"), None)
     if shared is None:
         return f"{text}."
-    return f"{text}. Sums take {_ms(shared.sums_s)} of a token where layers are shared."
+    return f"{text}. Sums take {milliseconds(shared.sums_s)} of a token where layers are shared."
 
 
 def _as_fast(ratio: float) -> str:
-    return "about as fast as" if ratio < 1 + _SIMILAR else f"{ratio:.2g} times as fast as"
+    return "about as fast as" if ratio < 1 + _SIMILAR else f"{times(ratio)} as fast as"
 
 
-def _on(way: Way) -> str:
-    return f" ({' and '.join(way.nodes)})"
+def _way(way: Way, policy: Policy) -> str:
+    """A way to run the model, its machines, and the policy that makes it where the shown plan has another one."""
+    other = f" with --policy {way.policy}" if way.name == "pipeline" and way.policy != policy else ""
+    return f"{_WAYS[way.name]}{other} ({' and '.join(way.nodes)})"
 
 
 def _need(need: Need, found: Forecast) -> str:
-    wish = f"{_time(need.wanted_s)} {'per token' if need.what == 'tpot' else 'to the first token'}"
+    wish = f"{duration(need.wanted_s)} {'per token' if need.what == 'tpot' else 'to the first token'}"
     if need.without_links_s > need.wanted_s:
-        times = need.without_links_s / need.wanted_s
+        ratio = need.without_links_s / need.wanted_s
         return (
-            f"For {wish} no link is fast enough: the machines alone take {_time(need.without_links_s)}, so they would"
-            f" have to be {times:.1f} times as fast."
+            f"For {wish} no link is fast enough: the machines alone take {duration(need.without_links_s)}, so they"
+            f" would have to be {times(ratio)} as fast."
         )
     if found.layout.machines == 1:
-        return f"For {wish} no link is needed: {_time(need.predicted_s)} is predicted."
+        return f"For {wish} no link is needed: {duration(need.predicted_s)} is predicted."
     kept = "reached" if need.predicted_s <= need.wanted_s else "not reached"
     bandwidth = (
         f"{format_link_rate(need.bytes_per_s)} at this latency"
@@ -248,17 +253,17 @@ def _need(need: Need, found: Forecast) -> str:
         else "no bandwidth is enough at this latency"
     )
     latency = (
-        f"{_time(need.latency_s)} of latency at this bandwidth"
+        f"{duration(need.latency_s)} of latency at this bandwidth"
         if need.latency_s
         else "no latency is low enough at this bandwidth"
     )
-    return f"For {wish} ({kept}: {_time(need.predicted_s)} is predicted) every link needs {bandwidth}, or {latency}."
+    return f"For {wish} ({kept}: {duration(need.predicted_s)} is predicted) every link needs {bandwidth}, or {latency}."
 
 
 def _changes_text(found: Forecast) -> str:
     if not found.changes:
         return "No single change would make an answer more than 5 % faster."
-    best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MAX_CHANGES])
+    best, *others = (f"{change.what} ({times(change.gain)} as fast)" for change in found.changes[:_MAX_CHANGES])
     return f"What would help one answer most: {best}" + (f"; then {'; '.join(others)}." if others else ".")
 
 
@@ -267,7 +272,7 @@ def _basis(found: Forecast) -> str:
     groups: dict[tuple[float, float], list[str]] = {}
     for node in found.layout.cluster.nodes:
         machine, reached = node.machine, node.machine.efficiency
-        rates = f"{machine.stream_bytes_per_s / 1e9:.4g} GB/s, {machine.flops_per_s / 1e12:.3g} TFLOP/s"
+        rates = f"{machine.stream_bytes_per_s / 1e9:.4g} GB/s, {flops_rate(machine.flops_per_s)}"
         groups.setdefault((reached.stream, reached.flops), []).append(f"{node.name} ({node.source}: {rates})")
     texts = (f"{_reached(*shares)} of {', '.join(of)}" for shares, of in groups.items())
     return f'Computed with {"; ".join(texts)}. "As fast" compares the time of a whole answer, prompt and tokens.'
@@ -278,21 +283,3 @@ def _reached(stream: float, flops: float) -> str:
     if stream == flops == 1:
         return "all of the bandwidth and FLOP/s"
     return f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s"
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.1f} times" if ratio >= 1 - _SIMILAR else f"{ratio:.2g} times"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= _MINUTES_S:
-        return f"{seconds / 60:.0f} minutes"
-    if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"
-
-
-def _ms(seconds: float) -> str:
-    if not seconds:
-        return ""
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"

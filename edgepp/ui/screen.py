@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import click
@@ -22,9 +23,14 @@ def say(
 ) -> None:
     """Print ``text``, cleaned of control characters, on standard output or with ``err`` on standard error."""
     text = printable(text)
-    if dim or bold or red:
+    if (dim or bold or red) and os.environ.get("TERM") != "dumb":
         text = click.style(text, fg="red" if red else None, dim=dim or None, bold=bold or None)
     click.echo(text, nl=nl, err=err)
+
+
+def counted(count: int, noun: str) -> str:
+    """``count`` things, such as ``1 token`` or ``2 tokens``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def say_json(value: object) -> None:
@@ -89,7 +95,11 @@ class Rows:
             if line and line.cell_len + len(_BETWEEN) + item.cell_len > width:
                 yield line
                 line = Text()
-            line = Text.assemble(line, _BETWEEN, item) if line else Text.assemble(_INDENT, item)
+            if line:
+                line = Text.assemble(line, _BETWEEN, item)
+            else:
+                *full, line = _filled(item, width)
+                yield from full
         if line:
             yield line
 
@@ -97,6 +107,17 @@ class Rows:
         for line in self.lines(options.max_width):
             line.no_wrap, line.overflow = True, "ignore"
             yield line
+
+
+def _filled(item: Text, width: int) -> list[Text]:
+    """Indented lines of ``item``, broken between words; a word that is wider than the screen stays whole."""
+    lines: list[Text] = []
+    for word in item.split(" "):
+        if lines and lines[-1].cell_len + 1 + word.cell_len <= width:
+            lines[-1] = Text.assemble(lines[-1], " ", word)
+        else:
+            lines.append(Text.assemble(_INDENT, word))
+    return lines
 
 
 def _aligned(row: list[Text], widths: list[int], right: list[bool]) -> Text:

@@ -124,6 +124,33 @@ def test_where_a_model_does_not_fit_the_same_in_fewer_bits_or_the_largest_others
     assert "what fits" not in refused(SEVENTY, "--node", "mem=100MB").hint
 
 
+def test_a_context_that_would_help_is_one_that_the_plan_then_takes() -> None:
+    error = refused("llama-3.1-8b-4bit", "--node", "mem=8GB", "--max-sequences", "1", "--context", "16384")
+    context = error.hint.partition("a context of ")[2].partition(" or less")[0]
+    assert "fits" in said("llama-3.1-8b-4bit", "--node", "mem=8GB", "--max-sequences", "1", "--context", context)
+    short = refused("llama-3.1-8b-4bit", "--node", "mem=8GB")  # only a context below prompt and answer would fit
+    assert "a context of" not in short.hint
+
+
+def test_a_pipeline_of_another_policy_is_told_apart_from_the_plan_that_is_shown() -> None:
+    cluster = ("--node", "name=a,mem=24GB,bw=1MB/s,flops=50G", "--node", "name=b,hw=m2", "--link", "1kB/s:1s")
+    assert "a pipeline with --policy speed (a and b)" in said("llama-3.1-8b-4bit", *cluster)
+    assert "a pipeline (a and b)" in said("llama-3.1-8b-4bit", *cluster, "--policy", "speed")
+    ways = formed("llama-3.1-8b-4bit", *cluster)["ways"]
+    assert {way["way"]: way["policy"] for way in ways}["pipeline"] == "speed"
+
+
+def test_no_plan_of_any_policy_is_faster_than_the_best_way() -> None:
+    nodes = ("--node", "mem=128GB", "--node", "mem=4GB", "--node", "mem=24GB", "--link", "80Mbit:0ms")
+    for policy in ("memory", "speed", "throughput"):
+        form = formed("llama-3.1-8b-bf16", *nodes, "--policy", policy)
+        assert form["answer"]["seconds"] >= form["ways"][0]["answer_s"] * (1 - 1e-9)
+
+
+def test_a_file_that_never_ends_is_one_sentence() -> None:
+    assert "larger than 1 MiB" in str(refused("llama-3.1-8b-4bit", "--file", "/dev/zero"))
+
+
 def test_machines_of_one_kind_need_no_name() -> None:
     form = formed("llama-3.1-8b-4bit", "--node", "hw=m2", "--node", "name=m2-1,hw=M2", "--node", "hw=m2,mem=24GB")
     assert [node["name"] for node in form["nodes"]] == ["m2-2", "m2-1", "m2-3"]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from edgepp.errors import UsageError
-from edgepp.plan.quantities import parse_bytes
+from edgepp.plan.quantities import parse_bytes, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,21 @@ def test_what_is_no_size_is_one_sentence(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size") as caught:
         parse_bytes(text)
     assert "GB" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("read", "texts"),
+    [
+        (parse_bytes, ("1001TB", "999999999999999999TB")),
+        (parse_bytes_per_s, ("1B/s", "999kB/s", "9e99GB/s", "2PB/s")),
+        (parse_flops_per_s, ("1FLOP/s", "1e5", "1e99", "9e9T")),
+        (parse_link, ("1bit", "7kbit:1ms", "1e9Gbit", "1Gbit:9e99s", "1Gbit:2e5s")),
+        (parse_seconds, ("1e99s", "86401s")),
+    ],
+)
+def test_what_no_machine_has_is_one_sentence(read: Callable[[str], object], texts: tuple[str, ...]) -> None:
+    for text in texts:
+        with pytest.raises(UsageError) as caught:
+            read(text)
+        assert caught.value.hint.startswith("write i")
+        assert len(str(caught.value)) < 80

@@ -62,12 +62,12 @@ def test_the_slowest_rank_counts() -> None:
 
 
 def test_the_sentence_names_the_best_way_and_by_how_much() -> None:
-    text = best_way_text(ways(ONE_B, cluster(0.0001, 10e9, 10e9)))
+    text = best_way_text(ways(ONE_B, cluster(0.0001, 10e9, 10e9)), "memory")
     assert text.startswith("Best for one answer is sharing each layer (a and b): ")
     assert "times as fast as one machine (a)" in text
     assert "of a token" in text
-    assert best_way_text(()) == ""
-    slow = best_way_text(ways(ONE_B, cluster(0.01, 10e9, 10e9)))
+    assert best_way_text((), "memory") == ""
+    slow = best_way_text(ways(ONE_B, cluster(0.01, 10e9, 10e9)), "memory")
     assert "times as fast as sharing each layer" in slow
 
 

@@ -111,3 +111,26 @@ def test_a_piped_table_has_one_line_per_row() -> None:
     table.add_row("a" * 300, "b" * 300)
     made.show(table, "word " * 100)
     assert len(file.getvalue().splitlines()) == 3
+
+
+def test_what_follows_below_a_row_breaks_between_words_only() -> None:
+    table = Rows("REQUESTS", "LIMITED BY", "")
+    table.add_row(
+        "16", "a-node-with-a-name-of-more-than-forty-characters: arithmetic", "they take turns, as there is room"
+    )
+    lines = [line.plain for line in table.lines(40)][2:]
+    assert [line.strip() for line in lines] == [
+        "limited by",
+        "a-node-with-a-name-of-more-than-forty-characters:",
+        "arithmetic",
+        "they take turns, as there is room",
+    ]
+
+
+def test_a_dumb_terminal_gets_no_escape_sequences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    say("one", dim=True)
+    say("two", red=True, bold=True)
+    assert capsys.readouterr().out == "one\ntwo\n"
