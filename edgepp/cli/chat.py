@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -248,6 +249,10 @@ async def _chat(
     from edgepp.ui.screen import say
 
     prompt, system, choices = asking.prompt, asking.system, asking.choices
+    if asking.trace is not None:
+        from edgepp.ui.trace import write_all
+
+        write_all((), Path(asking.trace))  # an unwritable file fails here, not after the answer
     model = await open_model(where, quiet=asking.as_json, traces=asking.trace is not None)
     try:
         options = replace(

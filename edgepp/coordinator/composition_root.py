@@ -138,7 +138,8 @@ class CoordinatorService:
     ) -> None:
         identity = self._identity = load_identity()
         name_process(identity.name)
-        cluster = _own_cluster(identity)
+        found = load_cluster()
+        cluster = _own_cluster(identity, found)
         duplicates = None if options.listen.is_loopback else DuplicateSearch(identity, cluster)
         if duplicates is not None:  # searches while the model is opened and this machine is measured
             self._owned.callback(duplicates.close)
@@ -160,6 +161,8 @@ class CoordinatorService:
         self._owned.callback(self.pipeline_manager.close)
         if duplicates is not None:
             duplicates.check()
+        if found is None:  # a name that means no model, or a folder that is none, leaves no cluster behind
+            save_cluster(cluster)
         self.coordinator = Coordinator(
             identity,
             cluster,
@@ -254,11 +257,13 @@ def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event |
     return Offer(resources, memory, options.backend, options.stages, options.pinned, ranks=options.tensor)
 
 
-def _own_cluster(identity: Identity) -> Cluster:
-    cluster = load_cluster()
-    if cluster is None:
-        cluster = new_cluster(identity)
-        save_cluster(cluster)
+def _own_cluster(identity: Identity, found: Cluster | None) -> Cluster:
+    """The cluster that this machine coordinates: the one ``found`` on its disk, or a new one, which is not saved.
+
+    Raises:
+        UsageError: another machine coordinates the cluster of this one.
+    """
+    cluster = found if found is not None else new_cluster(identity)
     if cluster.coordinator.node != identity.node:
         raise UsageError(
             f"this machine belongs to the cluster of {cluster.coordinator.name}",

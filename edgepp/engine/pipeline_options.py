@@ -50,6 +50,10 @@ class PipelineOptions:
             raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
         if self.endpoints and len(check_weights(self.tensor)) > 1:
             raise UsageError("--peer and --tensor exclude each other", "peers bring their own stages")
+        if self.stages is not None and self.stages < 1:
+            raise UsageError(
+                f"a model runs on at least 1 stage, not {self.stages}", "leave --stages out for one process"
+            )
         _ = self.policy  # checks the number of threads
 
     @property
