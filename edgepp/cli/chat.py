@@ -271,7 +271,10 @@ async def _chat(
             answer = await answer_once(model, asked, options, raw=asking.raw, as_json=asking.as_json)
             if asking.trace is not None:
                 await write_trace(model, answer, asking.trace)
+            answers = [answer]
         else:
-            await answer_several(model, asked, choices, options, raw=asking.raw, as_json=asking.as_json)
+            answers = await answer_several(model, asked, choices, options, raw=asking.raw, as_json=asking.as_json)
+        if any(answer.finish_reason == "cancelled" for answer in answers):
+            raise KeyboardInterrupt  # Ctrl-C stopped an answer: what came of it is printed, and the status says so
     finally:
         await model.close()

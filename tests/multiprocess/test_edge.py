@@ -359,6 +359,24 @@ def test_a_signal_stops_a_chat_and_its_stages(number: int, model: Path, tmp_path
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("options", [(), ("--choices", "2")])
+def test_an_answer_that_ctrl_c_stops_is_printed_and_the_status_says_so(
+    options: tuple[str, ...], model: Path, tmp_path: Path
+) -> None:
+    endless = ("--raw", "-p", "x", "-n", "8000", "--ignore-eos", "--threads", "1", "--alone", "--exact")
+    with started(["chat", "-m", str(model), *endless, *options], home=tmp_path / "home", cwd=tmp_path) as process:
+        assert process.stderr is not None
+        assert "on this machine" in process.stderr.readline()
+        if not options:
+            assert process.stdout is not None
+            assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        text, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, said
+    assert said.endswith("interrupted\n")
+    assert text or not said.count(" tokens ")
+
+
 def test_json_has_errors_too(tmp_path: Path) -> None:
     done = run(["models", "show", "no-such-model", "--json"], home=tmp_path / "home")
     one_sentence(done, 1)
