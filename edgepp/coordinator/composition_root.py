@@ -9,8 +9,10 @@ import secrets
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from edgepp.backend import NAMES as BACKENDS
+from edgepp.backend.base import KV_BITS
 from edgepp.cluster.identity import (
     Cluster,
     Identity,
@@ -31,7 +33,7 @@ from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.error_boundary import explained
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import EdgeppError, UsageError, check_choice, check_whole
 from edgepp.events import ClusterLeft, Measuring, OnEvent
 from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.layer_range import LayerRange
@@ -92,8 +94,12 @@ class ServeOptions:
             ("keep_copies", 0, 1),
             ("trace_requests", 0, 1000),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise UsageError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
+            check_whole(name, getattr(self, name), low, high)
+        if self.memory is not None:
+            check_whole("memory", self.memory, 1)
+        check_choice("policy", self.policy, get_args(Policy))
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("kv_bits", self.kv_bits, (None, *KV_BITS))
         if len(check_weights(self.tensor)) > 1 and not self.stages:
             raise UsageError("--tensor and --no-stage exclude each other", "leave one of them out")
         if self.pinned is not None and self.stages != 1:

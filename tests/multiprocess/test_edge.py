@@ -399,7 +399,7 @@ def test_json_has_errors_too(tmp_path: Path) -> None:
         (("--grammar", "GRAMMAR"), "a constraint may have 262144 bytes"),
         (("--schema", "UTF-16"), "iconv -f utf-16 -t utf-8"),
         (("--schema", "/dev/zero"), "larger than 4 MB"),
-        (("--stages", "0"), "at least 1 stage"),
+        (("--stages", "0"), "stages must be at least 1"),
         (("--trace", "no/such/folder/file"), "no/such/folder/file cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
