@@ -22,8 +22,6 @@ EdgeppError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 class EdgeppError(Exception):
     """One sentence that says what is wrong; ``hint`` says what to do next. A traceback ends with both."""
@@ -152,13 +150,12 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
         raise UsageError(f"{name} must {bounds}, not {value}", parameter=name)
 
 
-def check_choice(name: str, value: object, known: Iterable[object]) -> None:
+def check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
     """Check that the option ``name`` has one of the ``known`` values.
 
     Raises:
         UsageError: the value is none of these.
     """
-    if value not in (choices := tuple(known)):
-        raise UsageError(
-            f"{name} may not be {value!r:.40}", f"choose one of {', '.join(map(str, choices))}", parameter=name
-        )
+    if value not in known:
+        hint = f"choose one of {', '.join(map(str, known))}"
+        raise UsageError(f"{name} may not be {value!r:.40}", hint, parameter=name)
