@@ -359,7 +359,7 @@ def test_a_signal_stops_a_chat_and_its_stages(number: int, model: Path, tmp_path
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("options", [(), ("--choices", "2")])
+@pytest.mark.parametrize("options", [(), ("--choices", "2", "--temperature", "1")])
 def test_an_answer_that_ctrl_c_stops_is_printed_and_the_status_says_so(
     options: tuple[str, ...], model: Path, tmp_path: Path
 ) -> None:
