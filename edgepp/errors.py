@@ -135,3 +135,27 @@ class PoisonedRequest(StageError):  # noqa: N818
 
 class InternalError(EdgeppError):
     """A fault of edgepp itself: an exception that nothing expected."""
+
+
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Check that the option ``name`` is a whole number from ``low`` to ``high``, or without bound if that is None.
+
+    Raises:
+        UsageError: the value is another one, or of another type.
+    """
+    if type(value) is not int:
+        raise UsageError(f"{name} must be a whole number, not {value!r:.40}", parameter=name)
+    if value < low or (high is not None and value > high):
+        bounds = f"be at least {low}" if high is None else f"lie between {low} and {high}"
+        raise UsageError(f"{name} must {bounds}, not {value}", parameter=name)
+
+
+def check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
+    """Check that the option ``name`` has one of the ``known`` values.
+
+    Raises:
+        UsageError: the value is none of these.
+    """
+    if value not in known:
+        hint = f"choose one of {', '.join(map(str, known))}"
+        raise UsageError(f"{name} may not be {value!r:.40}", hint, parameter=name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import io
-import os
+import select
 import sys
 import threading
 from collections import deque
@@ -26,8 +26,10 @@ _END_WAIT_S = 1.0
 class Output(io.FileIO):
     """A standard stream for writing, which keeps its first failure."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, required: bool = True) -> None:
         super().__init__(descriptor, "w", closefd=False)
+        self.required = required
+        """Whether a write fails where the stream cannot be written; if not, what is written there is lost."""
         self.lost: OSError | None = None
         """Why nothing more can be written; None while the stream works."""
         self._changed = threading.Condition()
@@ -49,19 +51,21 @@ class Output(io.FileIO):
         """Write like any file, and keep the first failure in ``lost``.
 
         Raises:
-            OSError: the stream cannot be written.
+            OSError: the stream is required, and cannot be written.
         """
         if self._thread is None:
             try:
-                return super().write(data)
+                return self._written(data)
             except OSError as error:
                 self.lost = self.lost or error
-                raise
+                if self.required:
+                    raise
+                return memoryview(data).nbytes
         chunk = bytes(data)
         with self._changed:
-            if self.lost is not None:
+            if self.lost is not None and self.required:
                 raise self.lost
-            if self._held_bytes + len(chunk) <= _MAX_HELD_BYTES:
+            if self.lost is None and self._held_bytes + len(chunk) <= _MAX_HELD_BYTES:
                 self._held.append(chunk)
                 self._held_bytes += len(chunk)
                 self._changed.notify_all()
@@ -83,6 +87,12 @@ class Output(io.FileIO):
         if taken:
             thread.join()
 
+    def _written(self, data: ReadableBuffer) -> int:
+        """Write some bytes and return their number, also where another program has made the stream non-blocking."""
+        while (count := super().write(data)) is None:
+            select.select((), (self.fileno(),), ())
+        return count
+
     def _pass_on(self) -> None:
         while True:
             with self._changed:
@@ -92,7 +102,7 @@ class Output(io.FileIO):
                 chunk = self._held.popleft()
             try:
                 while chunk:
-                    count = os.write(self.fileno(), chunk)
+                    count = self._written(chunk)
                     chunk = chunk[count:]
                     with self._changed:
                         self._held_bytes -= count
@@ -106,9 +116,10 @@ class Output(io.FileIO):
 
 
 def error_stream() -> io.TextIOWrapper:
-    """Standard error as an ``Output``, in the encoding that it has."""
+    """Standard error as an ``Output``, in the encoding that it has: what it cannot take is lost, and ends no answer."""
     encoding = getattr(sys.stderr, "encoding", "utf-8")
-    return io.TextIOWrapper(io.BufferedWriter(Output(2)), encoding, "replace", line_buffering=True)
+    raw = Output(2, required=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "replace", line_buffering=True)
 
 
 def hold_errors() -> None:
@@ -122,6 +133,12 @@ def hold_outputs() -> None:
     """Let no print of this process wait for a reader that takes nothing; see ``Output.hold``."""
     for stream in _outputs():
         stream.hold()
+
+
+def require_no_output() -> None:
+    """Let no print of this process fail from now on: what cannot be written is lost."""
+    for stream in _outputs():
+        stream.required = False
 
 
 def release_outputs() -> None:

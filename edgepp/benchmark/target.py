@@ -22,7 +22,10 @@ _OF_A_NODE = (
 
 def shown(model: str) -> str:
     """Name of a model; for a folder, the last part of the path."""
-    return Path(model).name if model.startswith(("/", ".", "~")) else model
+    if not model.startswith(("/", ".", "~")):
+        return model
+    name = Path(model).name
+    return name if name.strip(".~") else Path(model).expanduser().resolve().name  # "." and "~" are no names
 
 
 def local(model: str, stages: Sequence[StageInfo]) -> MeasuredTarget:

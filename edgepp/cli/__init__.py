@@ -110,8 +110,8 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
         if isinstance(error, (KeyboardInterrupt, click.Abort)):
             sys.stderr.write("\ninterrupted\n" if sys.stderr.isatty() else "interrupted\n")
             return INTERRUPTED
-        if isinstance(error, (OSError, SystemExit)) and (lost := _output_lost()) is not None:
-            return lost  # rich turns a broken pipe into SystemExit
+        if isinstance(error, OSError) and (lost := _output_lost()) is not None:
+            return lost
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         from edgepp.error_boundary import exit_status, explained

@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -248,6 +249,10 @@ async def _chat(
     from edgepp.ui.screen import say
 
     prompt, system, choices = asking.prompt, asking.system, asking.choices
+    if asking.trace is not None:
+        from edgepp.ui.trace import write_all
+
+        write_all((), Path(asking.trace))  # an unwritable file fails here, not after the answer
     model = await open_model(where, quiet=asking.as_json, traces=asking.trace is not None)
     try:
         options = replace(
@@ -266,7 +271,10 @@ async def _chat(
             answer = await answer_once(model, asked, options, raw=asking.raw, as_json=asking.as_json)
             if asking.trace is not None:
                 await write_trace(model, answer, asking.trace)
+            answers = [answer]
         else:
-            await answer_several(model, asked, choices, options, raw=asking.raw, as_json=asking.as_json)
+            answers = await answer_several(model, asked, choices, options, raw=asking.raw, as_json=asking.as_json)
+        if any(answer.finish_reason == "cancelled" for answer in answers):
+            raise KeyboardInterrupt  # Ctrl-C stopped an answer: what came of it is printed, and the status says so
     finally:
         await model.close()

@@ -9,8 +9,10 @@ import secrets
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from edgepp.backend import NAMES as BACKENDS
+from edgepp.backend.base import KV_BITS
 from edgepp.cluster.identity import (
     Cluster,
     Identity,
@@ -31,7 +33,7 @@ from edgepp.coordinator.recent_events import RecentEvents
 from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.error_boundary import explained
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import EdgeppError, UsageError, check_choice, check_whole
 from edgepp.events import ClusterLeft, Measuring, OnEvent
 from edgepp.host_system.sleep_inhibitor import SleepInhibitor
 from edgepp.layer_range import LayerRange
@@ -92,8 +94,12 @@ class ServeOptions:
             ("keep_copies", 0, 1),
             ("trace_requests", 0, 1000),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise UsageError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
+            check_whole(name, getattr(self, name), low, high)
+        if self.memory is not None:
+            check_whole("memory", self.memory, 1)
+        check_choice("policy", self.policy, get_args(Policy))
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("kv_bits", self.kv_bits, (None, *KV_BITS))
         if len(check_weights(self.tensor)) > 1 and not self.stages:
             raise UsageError("--tensor and --no-stage exclude each other", "leave one of them out")
         if self.pinned is not None and self.stages != 1:
@@ -138,7 +144,8 @@ class CoordinatorService:
     ) -> None:
         identity = self._identity = load_identity()
         name_process(identity.name)
-        cluster = _own_cluster(identity)
+        found = load_cluster()
+        cluster = _own_cluster(identity, found)
         duplicates = None if options.listen.is_loopback else DuplicateSearch(identity, cluster)
         if duplicates is not None:  # searches while the model is opened and this machine is measured
             self._owned.callback(duplicates.close)
@@ -160,6 +167,8 @@ class CoordinatorService:
         self._owned.callback(self.pipeline_manager.close)
         if duplicates is not None:
             duplicates.check()
+        if found is None:  # a name that means no model, or a folder that is none, leaves no cluster behind
+            save_cluster(cluster)
         self.coordinator = Coordinator(
             identity,
             cluster,
@@ -254,11 +263,13 @@ def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event |
     return Offer(resources, memory, options.backend, options.stages, options.pinned, ranks=options.tensor)
 
 
-def _own_cluster(identity: Identity) -> Cluster:
-    cluster = load_cluster()
-    if cluster is None:
-        cluster = new_cluster(identity)
-        save_cluster(cluster)
+def _own_cluster(identity: Identity, found: Cluster | None) -> Cluster:
+    """The cluster that this machine coordinates: the one ``found`` on its disk, or a new one, which is not saved.
+
+    Raises:
+        UsageError: another machine coordinates the cluster of this one.
+    """
+    cluster = found if found is not None else new_cluster(identity)
     if cluster.coordinator.node != identity.node:
         raise UsageError(
             f"this machine belongs to the cluster of {cluster.coordinator.name}",

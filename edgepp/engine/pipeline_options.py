@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import UsageError
+from edgepp.errors import UsageError, check_choice, check_whole
 from edgepp.model.tensor_shares import check_weights
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire.field_types import LinkCodec
@@ -50,6 +51,11 @@ class PipelineOptions:
             raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
         if self.endpoints and len(check_weights(self.tensor)) > 1:
             raise UsageError("--peer and --tensor exclude each other", "peers bring their own stages")
+        for name in ("stages", "threads", "context", "budget"):
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value, 1)
+        for codec in self.codecs:
+            check_choice("codecs", codec, get_args(LinkCodec))
         _ = self.policy  # checks the number of threads
 
     @property

@@ -142,6 +142,10 @@ class Constraint:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"a constraint is one of {', '.join(KINDS)}, not {self.kind!r:.40}")
+        if not isinstance(self.text, str):
+            raise UsageError(
+                f"the {self.kind} of a constraint is text, not {self.text!r:.40}", "write a schema by json.dumps"
+            )
         if (self.kind == "json") is not (self.text == ""):
             raise UsageError(
                 "the constraint json takes no text" if self.text else f"the constraint {self.kind} is empty"

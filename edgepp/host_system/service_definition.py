@@ -104,11 +104,14 @@ def kept_environment() -> dict[str, str]:
 
 
 def edgepp_program() -> tuple[str, ...]:
-    """Absolute path of the `edgepp` command of this environment, or Python with arguments that run edgepp."""
+    """Absolute path of the `edgepp` command of this environment, or Python with arguments that run edgepp.
+
+    With ``-P`` Python imports nothing from the current folder, which is the home of the user.
+    """
     script = Path(sysconfig.get_path("scripts")) / "edgepp"
     if script.is_file() and os.access(script, os.X_OK):
         return (str(script.absolute()),)
-    return (str(Path(sys.executable).absolute()), "-m", "edgepp")
+    return (str(Path(sys.executable).absolute()), "-P", "-m", "edgepp")
 
 
 def ask(*command: str) -> subprocess.CompletedProcess[str]:

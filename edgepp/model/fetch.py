@@ -80,7 +80,8 @@ def describe(model: str) -> dict[str, Any]:
         facts |= {"repository": source.name, "revision": source.revision}
         if path is None:
             return facts | _hub_facts(source)
-    return facts | (_folder_facts(path) if path else {})
+    folder = source.path if isinstance(source, LocalFolder) else path  # of a folder, also where weights are missing
+    return facts | (_folder_facts(folder) if folder is not None else {})
 
 
 def _hub_facts(source: HubRepository) -> dict[str, Any]:

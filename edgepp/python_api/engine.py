@@ -16,7 +16,7 @@ from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import EdgeppError, UsageError, check_whole
 from edgepp.model.tensor_shares import check_weights
 from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.async_resource import AsyncResource
@@ -87,6 +87,7 @@ class Engine(AsyncResource):
             speculate_together=speculate_together,
             kv_bits=kv_bits,
         )
+        check_whole("traces", traces, 0)
         self._traces = TraceLog(traces)
         self._opening = asyncio.Lock()
         self._pipeline: Pipeline | None = None

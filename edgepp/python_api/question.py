@@ -28,7 +28,12 @@ def conversation_or_raw(question: Question, *, raw: bool) -> Prompt:
     """
     if isinstance(question, str):
         return question if raw else Conversation.of(question)
-    if isinstance(question, Sequence) and question and all(isinstance(one, int) for one in question):
+    if (
+        isinstance(question, Sequence)
+        and not isinstance(question, bytes)
+        and question
+        and all(isinstance(one, int) for one in question)
+    ):
         return tuple(cast("Sequence[int]", question))
     if raw:
         raise UsageError("a conversation cannot be raw: it needs the chat template", "give one text, or leave out raw")
@@ -45,7 +50,7 @@ def choice_options(n: int, options: GenerateOptions | None) -> list[GenerateOpti
     Raises:
         UsageError: ``n`` is not from 1 to ``MAX_CHOICES``.
     """
-    if not 1 <= n <= MAX_CHOICES:
+    if type(n) is not int or not 1 <= n <= MAX_CHOICES:
         raise UsageError(f"{n} choices cannot be computed at once", f"ask for 1 to {MAX_CHOICES} choices at a time")
     options = options or GenerateOptions()
     sampling = options.sampling

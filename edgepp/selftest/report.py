@@ -13,6 +13,7 @@ from edgepp import __version__
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown_table import table
 from edgepp.benchmark.report import rounded
+from edgepp.benchmark.target import shown
 from edgepp.errors import UsageError
 from edgepp.safe_files import write_atomically
 from edgepp.selftest.anonymity import Anonymiser
@@ -55,7 +56,7 @@ class SelftestReport:
             "commit": commit(),
             "machine": machine(),
             "of": "cluster" if self.cluster else "this machine",
-            "model": Path(self.model).name if self.model.startswith(("/", ".", "~")) else self.model,
+            "model": shown(self.model),
             "partial": self.partial,
             "failed": self.failed,
             "nodes": nodes,

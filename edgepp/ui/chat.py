@@ -222,8 +222,8 @@ async def write_trace(model: Model, answer: Answer, file: str) -> None:
 
 async def answer_several(
     model: Model, prompt: Question, n: int, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
-) -> None:
-    """Print ``n`` answers to one prompt, computed at once: numbered texts, or one JSON object.
+) -> list[Answer]:
+    """Print ``n`` answers to one prompt, computed at once: numbered texts, or one JSON object; returns the answers.
 
     Raises:
         EdgeppError: an answer cannot begin, failed, or does not satisfy its constraint.
@@ -251,6 +251,7 @@ async def answer_several(
         for choice in choices:
             if fault := incomplete(choice, options):
                 raise fault
+    return choices
 
 
 def _say_answers(answers: dict[str, Any], fault: EdgeppError | None) -> None:

@@ -11,6 +11,8 @@ _PLAIN_STEPS = (
     (ModelError, "download the model again from where it was published, or use another model"),
 )
 """Next steps after errors without a hint, by class of error."""
+_MAX_LENGTH = 2000
+"""Characters of a message that are shown: it may quote an argument, which may be as long as a file."""
 
 
 def next_step(error: EdgeppError) -> str:
@@ -21,6 +23,6 @@ def next_step(error: EdgeppError) -> str:
 def show_error(error: EdgeppError) -> None:
     """Print message and next step of an error on standard error, each on one line even if a name has a line break."""
     lead = "lost a stage: " if isinstance(error, StageLost) else ""
-    say(f"error: {lead}{one_line(str(error))}", red=True, err=True)
+    say(f"error: {lead}{one_line(str(error), _MAX_LENGTH)}", red=True, err=True)
     if step := next_step(error):
         say(f"  try: {one_line(step)}", err=True)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from edgepp.engine.frontend import OnProgress
 from edgepp.events import Event, Measuring
-from edgepp.output_streams import hold_outputs
+from edgepp.output_streams import hold_outputs, require_no_output
 from edgepp.structured_log import fields
 from edgepp.ui.progress import ByteProgress
 
@@ -84,6 +84,7 @@ def run_until_stopped(
             await showing
         except (asyncio.CancelledError, KeyboardInterrupt):
             if opened.is_set():
+                require_no_output()  # Ctrl-C ends `| tee` too, and this machine's layers are moved all the same
                 try:
                     await prepare_end()
                 finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -45,6 +46,10 @@ class Screen(Console):
         super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
         if not self.is_terminal:
             self.width = _UNBOUNDED
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the BrokenPipeError at hand end the command like that of any other print, for a closed pipe."""
+        raise
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments to write, each cleaned of control characters."""

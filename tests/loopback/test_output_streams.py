@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +69,34 @@ def test_a_reader_that_leaves_is_told_at_the_next_write(pipe: tuple[int, int]) -
     eventually("the failure is known", lambda: output.lost is not None)
     with pytest.raises(BrokenPipeError):
         output.write(b"three")
+    output.release()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_a_stream_that_is_not_required_cannot_take_is_lost(*, held: bool) -> None:
+    with Path("/dev/full").open("wb") as full:
+        output = Output(full.fileno(), required=False)
+        if held:
+            output.hold()
+        assert output.write(_LINE) == len(_LINE)
+        eventually("the failure is known", lambda: output.lost is not None)
+        assert output.write(_LINE) == len(_LINE)
+        output.release()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_stream_that_another_program_made_non_blocking_gets_all(pipe: tuple[int, int], *, held: bool) -> None:
+    reads, writes = pipe
+    before = fill(writes)
+    os.set_blocking(writes, False)
+    output, text = Output(writes), "x" * len(_LINE) * 100
+    printed = io.TextIOWrapper(io.BufferedWriter(output), "ascii")
+    if held:
+        output.hold()
+    writing = threading.Thread(target=print, args=(text,), kwargs={"end": "", "file": printed, "flush": True})
+    writing.start()
+    assert read_all(reads, before + len(_LINE) * 100)[before:] == _LINE * 100
+    writing.join()
     output.release()
 
 

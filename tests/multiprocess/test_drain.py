@@ -60,6 +60,19 @@ def test_a_node_is_drained_and_used_again_and_stops_when_the_others_have_its_lay
         assert "no present node is called 'nobody'" in unknown.stderr
 
 
+def test_a_node_whose_output_ended_moves_its_layers_too(one: Machine, two: Machine, tiny: Path) -> None:
+    """As under `| tee`, which Ctrl-C ends as well."""
+    with serving(one, tiny) as (_, address):
+        token = one.json("token", "--json")["token"]
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token) as node:
+            wait_for(one, 2)
+            assert node.process.stdout is not None
+            node.process.stdout.close()
+            node.process.send_signal(signal.SIGINT)
+            assert node.process.wait(PATIENCE_S) == 141
+            assert [stage["node"] for stage in one.json("status", "--json")["stages"]] == ["one"]
+
+
 def test_a_second_ctrl_c_stops_a_node_at_once(one: Machine, two: Machine, tiny: Path) -> None:
     with serving(one, tiny) as (served, address):
         token = one.json("token", "--json")["token"]

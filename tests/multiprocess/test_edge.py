@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -238,6 +239,28 @@ def test_output_to_a_closed_pipe(command: str, model: Path, tmp_path: Path) -> N
     assert "error" not in done.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_reader_that_leaves_ends_serving_without_a_traceback(
+    options: tuple[str, ...], model: Path, tmp_path: Path
+) -> None:
+    with started([*words("serve", model), *options], home=tmp_path / "home", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(PATIENCE_S) == 141, said
+    assert "Traceback" not in said
+
+
+def test_an_answer_needs_no_standard_error(model: Path, tmp_path: Path) -> None:
+    line = f"exec {sys.executable} -m edgepp {shlex.join(words('chat', model))} 2>/dev/full"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, env={**os.environ, "EDGEPP_HOME": str(tmp_path)}
+    )
+    assert (done.returncode, done.stdout) == (0, run(words("chat", model), home=tmp_path).stdout.encode())
+
+
 @pytest.mark.parametrize(
     ("closing", "status", "says"),
     [
@@ -336,6 +359,24 @@ def test_a_signal_stops_a_chat_and_its_stages(number: int, model: Path, tmp_path
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("options", [(), ("--choices", "2", "--temperature", "1")])
+def test_an_answer_that_ctrl_c_stops_is_printed_and_the_status_says_so(
+    options: tuple[str, ...], model: Path, tmp_path: Path
+) -> None:
+    endless = ("--raw", "-p", "x", "-n", "8000", "--ignore-eos", "--threads", "1", "--alone", "--exact")
+    with started(["chat", "-m", str(model), *endless, *options], home=tmp_path / "home", cwd=tmp_path) as process:
+        assert process.stderr is not None
+        assert "on this machine" in process.stderr.readline()
+        if not options:
+            assert process.stdout is not None
+            assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        text, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, said
+    assert said.endswith("interrupted\n")
+    assert text or not said.count(" tokens ")
+
+
 def test_json_has_errors_too(tmp_path: Path) -> None:
     done = run(["models", "show", "no-such-model", "--json"], home=tmp_path / "home")
     one_sentence(done, 1)
@@ -358,6 +399,8 @@ def test_json_has_errors_too(tmp_path: Path) -> None:
         (("--grammar", "GRAMMAR"), "a constraint may have 262144 bytes"),
         (("--schema", "UTF-16"), "iconv -f utf-16 -t utf-8"),
         (("--schema", "/dev/zero"), "larger than 4 MB"),
+        (("--stages", "0"), "stages must be at least 1"),
+        (("--trace", "no/such/folder/file"), "no/such/folder/file cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -392,6 +435,27 @@ def test_an_address_that_cannot_be_listened_on(address: str, says: str, model: P
         done = run(["serve", "-m", str(model), "--listen", address, "--threads", "1"], home=tmp_path / "home")
     one_sentence(done, 2)
     assert says in done.stderr
+
+
+def test_a_model_that_does_not_exist_leaves_no_cluster_behind(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    one_sentence(run(["serve", "-m", "no-such-model", "--listen", "127.0.0.1:0", "--http", "off"], home=home), 1)
+    done = run(["status"], home=home)
+    one_sentence(done, 1)
+    assert "belongs to no cluster" in done.stderr
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    done = run(["models", "show", str(tmp_path)], home=tmp_path / "home")
+    one_sentence(done, 1)
+    assert "config.json" in done.stderr
+
+
+def test_a_message_does_not_repeat_an_argument_of_any_length(tmp_path: Path) -> None:
+    for words in (["models", "show", "a" * 100_000], ["chat", "-m", "a/" + "b" * 100_000, "-p", "hi"]):
+        done = run(words, home=tmp_path / "home")
+        one_sentence(done, 1)
+        assert len(done.stderr) < 3000
 
 
 def test_a_name_with_control_characters_stays_on_its_line(model: Path, tmp_path: Path) -> None:

@@ -97,3 +97,10 @@ def test_no_secret_is_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_the_program_has_an_absolute_path() -> None:
     assert Path(edgepp_program()[0]).is_absolute()
+
+
+def test_without_the_script_nothing_is_imported_from_the_home_where_services_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert edgepp_program()[1:] == ("-P", "-m", "edgepp")

@@ -73,9 +73,9 @@ def test_an_engine_waits_awake_where_two_cores_are_left(
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_a_process_without_threads_is_refused(threads: int) -> None:
-    with pytest.raises(UsageError, match="at least 1 thread"):
+    with pytest.raises(UsageError, match="at least 1"):
         PipelineOptions("m", threads=threads)
-    with pytest.raises(UsageError, match="at least 1 thread"):
+    with pytest.raises(UsageError, match="at least 1"):
         ComputePolicy.node(threads)
 
 
@@ -91,7 +91,7 @@ def test_a_stage_reads_its_configuration(tmp_path: object) -> None:
     assert settings.keys.secret not in repr(config)
 
 
-@pytest.mark.parametrize(("threads", "said"), [(0, "at least 1 thread"), (100_000, "100000 threads are too many")])
+@pytest.mark.parametrize(("threads", "said"), [(0, "at least 1"), (100_000, "100000 threads are too many")])
 def test_a_number_of_threads_that_cannot_be_is_refused_before_they_are_started(threads: int, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         _ = PipelineOptions("m", threads=threads).policy
