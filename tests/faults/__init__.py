@@ -16,7 +16,8 @@
                                        every process that computes it; too long a prompt: multiprocess/test_http_openai
     12  a client goes away             loopback/http_api/test_http_clients_gone, multiprocess/test_http_serve
     13  a client reads slowly          the same
-    14  damaged frames                 test_frames; hostile ones: loopback/test_hostile_messages, test_hostile_pieces
+    14  damaged frames                 test_frames; lies of a stage: test_lies; hostile ones:
+                                       loopback/test_hostile_messages, test_hostile_pieces
     15  discovery fails                netns/test_cluster: without multicast, two clusters; netns/test_discovery: an
                                        interface that leads nowhere
 
