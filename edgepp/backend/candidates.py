@@ -7,13 +7,18 @@ there are fewer than K tokens, the remaining logits are minus infinity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
+
+NOT_FINITE = "logits that are not numbers or infinite"
+"""End of the sentence "the stage returned …"."""
 
 
 def width_of(count: int) -> int:
@@ -98,18 +103,20 @@ def _ids(row: Array, count: int) -> Array:
 class CandidateRow:
     """The likeliest of V tokens; implements ``RowLogits`` for callers that need only the largest logits."""
 
-    def __init__(self, row: Array, vocabulary: int) -> None:
+    def __init__(self, row: Array, vocabulary: int, source: object) -> None:
         """``row`` (1 + 2 * K,) is one row of candidates, and ``vocabulary`` the number V of token ids.
 
+        Errors name ``source``, the stage that computed the row.
+
         Raises:
-            StageFault: a candidate is not a token id.
+            StageFault: the largest logit is not finite, or the row is none that ``candidates_of`` gives.
         """
         self._vocabulary = vocabulary
         count = (len(row) - 1) // 2
         self._log_sum_exp, self._logits = row[0], row[1 : 1 + count]
         self._ids = _ids(row, count)
-        if not 0 <= self._ids.min() <= self._ids.max() < vocabulary:
-            raise StageFault(f"a stage returned a token id that is not below {vocabulary}")
+        if fault := _fault(row[: 1 + count].tolist(), self._ids.tolist(), vocabulary):
+            raise StageFault(f"{source} returned {fault}")
 
     def __len__(self) -> int:
         return self._vocabulary
@@ -118,7 +125,7 @@ class CandidateRow:
         raise TypeError("candidates are not all logits of a row")
 
     def max(self) -> float:
-        """The largest logit, NaN where any is NaN."""
+        """The largest logit."""
         return float(self._logits[0])
 
     def argmax(self) -> int:
@@ -130,3 +137,16 @@ class CandidateRow:
         with np.errstate(over="ignore"):
             pairs = zip(self._ids[:count], self._logits[:count] - self._log_sum_exp, strict=True)
         return tuple((int(id_), float(logprob)) for id_, logprob in pairs if logprob > -np.inf)
+
+
+def _fault(numbers: Sequence[float], ids: Sequence[int], vocabulary: int) -> str:
+    """What is wrong with a row of candidates: its log-sum-exp and logits, and their token ids; empty for nothing."""
+    log_sum_exp, largest, *_ = numbers
+    if not math.isfinite(largest):
+        return NOT_FINITE
+    if not 0 <= min(ids) <= max(ids) < vocabulary:
+        return f"a token id that is not below {vocabulary}"
+    tokens = [token for token, logit in zip(ids, numbers[1:], strict=True) if logit > -math.inf]
+    falling = all(before >= after for before, after in pairwise(numbers))  # a NaN is neither
+    sound = falling and math.isfinite(log_sum_exp) and len(set(tokens)) == len(tokens)
+    return "" if sound else "candidates that contradict one another"

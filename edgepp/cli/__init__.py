@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edgepp.child_process import trusted_path
-from edgepp.cli.signals import INTERRUPTED, Terminated, leave_at_once, on_signals, unwind
+from edgepp.cli.signals import INTERRUPTED, Terminated, leave_at_once, on_signals, repeat_lost, unwind
 from edgepp.output_streams import Output, error_stream, release_outputs
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def run_to_end(load: Callable[[], Callable[[], int]], show: Callable[[EdgeppErro
         run = load()
         on_signals(unwind)
         threading.excepthook = partial(_thread_failed, show)
+        sys.unraisablehook = repeat_lost
         status = run()
     except BaseException as error:  # noqa: BLE001 - outermost level of the process
         status = _status_of(error, show)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status after Ctrl-C."""
+_REPEAT_S = 0.01
 
 
 class Terminated(KeyboardInterrupt):
@@ -47,3 +51,23 @@ def stop_on_terminate() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+def repeat_lost(lost: sys.UnraisableHookArgs) -> None:
+    """``sys.unraisablehook`` of a command: repeat a signal whose exception Python could not raise, and show the rest.
+
+    A handler runs wherever the main thread is, also in a finaliser or a callback of a weak reference, where Python only
+    prints what is raised. A thread repeats the signal, since this function itself is such a place.
+    """
+    match lost.exc_value:
+        case Terminated() as error:
+            number = error.exit_status - 128
+        case KeyboardInterrupt():
+            number = signal.SIGINT
+        case SystemExit(code=int(code)) if code - 128 in ENDING:
+            number = code - 128
+        case _:
+            sys.__unraisablehook__(lost)
+            return
+    with suppress(RuntimeError):  # Python is ending anyway
+        threading.Timer(_REPEAT_S, os.kill, (os.getpid(), number)).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.pipeline_order import endpoint_of
 from edgepp.coordinator.planner import Planner
@@ -69,8 +70,9 @@ class StageLosses:
         return stages[loss.gone][0].node
 
     def avoid_unreachable(self, now_s: float) -> LayersNotLoaded | None:
-        """Let the cluster do without a stage that its node has loaded, and that cannot be reached, or without a link.
+        """Let the cluster do without a node that has loaded a stage and cannot be reached there, or without a link.
 
+        All slots of the node are avoided: what closes one port closes all, and each slot would cost further tries.
         Returns what is wrong, once each time that a host or link is banned; None else.
         """
         unreachable = self._pipeline_manager.unreachable
@@ -86,7 +88,8 @@ class StageLosses:
         backoff = self._planner.loads.backoff
         if backoff.is_banned(place.host, now_s):
             return None
-        backoff.unreachable(place.host, reason, now_s)
+        for slot in range(place.member.facts.stage_slots):
+            backoff.unreachable(host_id(place.member.node, slot), reason, now_s)
         return LayersNotLoaded(place.member.facts.name, reason, _OPEN_PORTS)
 
     def _avoid_link(

@@ -119,6 +119,7 @@ class PipelineOpening:
             self._options.exact,
             self._checkpoint.commit,
             self._checkpoint.vocab_size,
+            self._checkpoint.context,
             self._weights,
         )
         ring = NetworkRing(

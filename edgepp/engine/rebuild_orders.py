@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgepp.engine.held_reports import HeldReports
 from edgepp.engine.rebuild_plan import Holding, Move, Refill
 from edgepp.engine.rebuild_sharing import SharedStart
-from edgepp.engine.ring_links import addresses_for, holding_of
+from edgepp.engine.ring_links import addresses_for
 from edgepp.engine.stage_handshake import Peer, RingIdentity
 from edgepp.engine.suspended_sequences import SuspendedSequence
+from edgepp.errors import RemoteProtocolError
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.recovery import Expect, Held, Inventory, Push, Replay
 
@@ -23,7 +25,8 @@ class RebuildOrders:
     def __init__(self, epoch: int, peers: Sequence[Peer], holdings: Sequence[Holding]) -> None:
         """``holdings`` are what the ``peers`` brought along from the ring that this one replaces."""
         self._epoch, self._peers, self.holdings = epoch, peers, holdings
-        self._inventory: list[Holding] = []
+        self._inventory: HeldReports | None = None
+        """What the stages reply to ``inspect``; None where they were not asked."""
 
     @property
     def identity(self) -> RingIdentity:
@@ -32,13 +35,19 @@ class RebuildOrders:
 
     def inspect(self) -> None:
         """Ask all stages what they hold, for ``holdings_outside``; steps must have ended, or be given up."""
-        self._inventory.clear()
+        self._inventory = HeldReports()
         for peer in self._peers:
             peer.control.send([encode(Inventory(self._epoch))])
 
     def note(self, stage: int, held: Held) -> None:
-        """Take a stage's reply to ``inspect``."""
-        self._inventory.append(holding_of(stage, held))
+        """Take a stage's reply to ``inspect``.
+
+        Raises:
+            RemoteProtocolError: the stage was not asked, or reports more than a stage can hold.
+        """
+        if self._inventory is None:
+            raise RemoteProtocolError("it says what it holds, and was not asked")
+        self._inventory.add(stage, held)
 
     def holdings_outside(self, successor: RingIdentity, now_s: float) -> list[Holding]:
         """Holdings of stages that answer pings and are not part of ``successor``, numbered behind its stages."""
@@ -50,7 +59,8 @@ class RebuildOrders:
             and peer.control.is_connected()
             and now_s - peer.heard_s < _ALIVE_S
         }
-        return [replace(one, holder=first + one.holder) for one in self._inventory if one.holder in outside]
+        inventory = self._inventory.holdings if self._inventory is not None else []
+        return [replace(one, holder=first + one.holder) for one in inventory if one.holder in outside]
 
     def move(self, suspended: SuspendedSequence, length: int, move: Move, source: RebuildOrders, holder: int) -> None:
         """Let stage ``holder`` of the ring ``source`` send what ``move`` says of a sequence to a stage of this ring."""

@@ -16,11 +16,14 @@ from edgepp.engine.rebuild_plan import Rebuild, plan_rebuild
 from edgepp.engine.rebuild_sharing import NOT_SHARED, SharedStart, SharedStarts
 from edgepp.engine.ring import Failed, Ring, RingEvent, SequenceRebuilt
 from edgepp.engine.suspended_sequences import SuspendedSequence
+from edgepp.engine.suspension import RECOVERY_S
 from edgepp.engine.timing import RecoveryKind, Regained
 from edgepp.model.weights.checkpoint import Array
 
 STALLED_S = 8.0
-"""Seconds without progress, beyond what computing should take, after which a rebuild is given up."""
+"""Seconds without progress, beyond what computing should take, after which a rebuild is given up.
+
+Requests wait for ``RECOVERY_S`` and no longer, however slow a stage says it is."""
 _SLACK = 4
 """How many times as long as measured computing may take before a rebuild counts as stalled."""
 _MAX_CHUNKS = 4
@@ -58,6 +61,8 @@ class Rebuilding:
         self._how: dict[int, RecoveryKind] = {}
         self._missing: dict[int, dict[int, int]] = {}
         """Of each sequence, the positions of which ``SequenceRebuilt`` is awaited, by the stage's number."""
+        self._rebuilt: dict[tuple[int, int], int] = {}
+        """Positions that were rebuilt so far, by the numbers of sequence and stage."""
         self._rebuilds: dict[int, Rebuild] = {}
         self._progress_s = time.monotonic()
         self._patience_s = STALLED_S
@@ -89,7 +94,8 @@ class Rebuilding:
             shared = starts.add(rebuild, one.ids) if shares and rebuild.refills else NOT_SHARED
             self._order(ring, former, rebuild, one, shared)
         slowest_s = max(stage.prefill_s for stage in ring.stages)
-        self._patience_s += _SLACK * slowest_s * sum(rebuild.length for rebuild in self._rebuilds.values())
+        expected_s = slowest_s * sum(rebuild.length for rebuild in self._rebuilds.values())
+        self._patience_s = min(self._patience_s + _SLACK * expected_s, RECOVERY_S)
         self._feed()
 
     def _order(
@@ -132,15 +138,22 @@ class Rebuilding:
             self._feed()
         if not isinstance(event, SequenceRebuilt):
             return
-        self._progress_s = time.monotonic()
         refilling = self._on_the_way.get(event.sequence)
         if refilling is not None and (event.stage, event.length) == (refilling.until, refilling.sent):
             del self._on_the_way[event.sequence]
             if refilling.sent < refilling.length:
                 self._refills.append(refilling)
             self._feed()
+        self._grown(event)
+
+    def _grown(self, event: SequenceRebuilt) -> None:
+        """Note the positions of a sequence that a stage has rebuilt; what nobody waits for is no progress."""
         missing = self._missing.get(event.sequence, {})
-        if event.length >= missing.get(event.stage, event.length + 1):
+        if event.length <= self._rebuilt.get((event.sequence, event.stage), 0) or event.stage not in missing:
+            return
+        self._progress_s = time.monotonic()
+        self._rebuilt[event.sequence, event.stage] = event.length
+        if event.length >= missing[event.stage]:
             del missing[event.stage]
             if not missing:
                 del self._missing[event.sequence]

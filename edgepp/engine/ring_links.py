@@ -6,12 +6,14 @@ The coordinator opens both of its links itself, also the one from the last stage
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from typing import get_args
 
 import zmq
 
 from edgepp.cluster.discovery.network_paths import fastest_first
+from edgepp.engine.held_reports import HeldReports
 from edgepp.engine.rebuild_plan import Holding
 from edgepp.engine.stage_handshake import (
     ANSWER_S,
@@ -23,7 +25,6 @@ from edgepp.engine.stage_handshake import (
     receive_answer,
 )
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
-from edgepp.layer_range import LayerRange
 from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, Echoes, measure_echo, measure_link
@@ -70,8 +71,7 @@ class RingLinks:
         self._former, self._keep_copies = former, keep_copies and len(peers) > 1
         self.codecs = _codec_per_link(codecs, len(peers))
         self.opened: list[Link] = []
-        self.holdings: list[Holding] = []
-        """What the stages brought along from the former ring."""
+        self._reports = HeldReports()
         self.hops_s = [0.0] * len(peers)
         self.bytes_per_s = [0] * len(peers)
         self.back_s = 0.0
@@ -86,6 +86,11 @@ class RingLinks:
     def backs_s(self) -> list[float]:
         """The part of each of ``hops_s`` that is the way back."""
         return [*[0.0] * (len(self.hops_s) - 1), self.back_s]
+
+    @property
+    def holdings(self) -> list[Holding]:
+        """What the stages brought along from the former ring."""
+        return self._reports.holdings
 
     @property
     def into_first(self) -> Link:
@@ -184,9 +189,13 @@ class RingLinks:
             keeps_copies=self._keep_copies,
         )
         answer = ask(peer.control, message, ATTACH_S, str(peer))
+        until_s = time.monotonic() + ATTACH_S
         while isinstance(answer, Held):
-            self.holdings.append(holding_of(index, answer))
-            answer = receive_answer(peer.control, ATTACH_S, str(peer))
+            try:
+                self._reports.add(index, answer)
+            except RemoteProtocolError as error:
+                raise StageLost(f"{peer} broke the protocol: {error}") from error
+            answer = receive_answer(peer.control, max(0.0, until_s - time.monotonic()), str(peer))
         if isinstance(answer, Attached):
             return answer
         if isinstance(answer, Unreached) and index + 1 < len(self._peers):
@@ -222,12 +231,6 @@ def _codec_per_link(codecs: Sequence[LinkCodec], stages: int) -> list[LinkCodec]
             f"give one codec for all, or {links} separated by commas, of {', '.join(get_args(LinkCodec))}",
         )
     return spread
-
-
-def holding_of(stage: int, held: Held) -> Holding:
-    """The holding that a message of stage number ``stage`` reports."""
-    positions = dict(zip(held.sequences, held.positions, strict=True))
-    return Holding(stage, held.what, LayerRange(held.start, held.stop), positions)
 
 
 def addresses_for(peer: Peer, following: Peer) -> str:

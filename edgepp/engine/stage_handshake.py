@@ -66,6 +66,8 @@ class Expectation:
     commit: str = ""
     vocabulary: int = 0
     """Number of token ids, for a last stage that has the output head."""
+    context: int = 0
+    """Positions that a sequence may have; 0 where nobody looks at them."""
     weights: PipelineWeights | None = field(default=None, compare=False)
     """The weights that the pipeline has had; None where nobody looks at them."""
 
@@ -277,6 +279,12 @@ def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
             )
         if peer.welcome.hidden_size != expected.hidden_size:
             raise PlanError(f"{peer} sends hidden states of {peer.welcome.hidden_size} values")
+        if expected.context and peer.welcome.context != expected.context:
+            raise PlanError(
+                f"{peer} holds sequences of {peer.welcome.context} positions, and not {expected.context} as"
+                f" {expected.model} has",
+                f"restart it with -m {expected.model}",
+            )
         if expected.exact and not peer.welcome.exact:
             raise PlanError(f"{peer} does not compute exactly", "restart it with --exact, or chat without")
     check_tiling([peer.layers for peer in peers], expected.num_layers)

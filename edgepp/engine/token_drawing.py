@@ -9,16 +9,20 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from edgepp.backend.base import EmbeddingAndHead
-from edgepp.backend.candidates import CandidateRow
+import numpy as np
+
+from edgepp.backend.base import EmbeddingAndHead, RowLogits
+from edgepp.backend.candidates import NOT_FINITE, CandidateRow
 from edgepp.backend.device import release_thread
 from edgepp.engine.engine_request import Drawn, EngineRequest
 from edgepp.engine.prompt_scoring import scored_tokens
-from edgepp.engine.request_isolation import GuardedEnds, Rows
+from edgepp.engine.request_isolation import GuardedEnds
 from edgepp.engine.ring import ResultKind, StageInfo
+from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
 from edgepp.wire.mailbox import Mailbox
 
@@ -38,6 +42,9 @@ class StepResult:
     prompt_start: int | None = None
     """Position of the first row, where the rows are a chunk of the prompt of one request, to score its tokens."""
 
+
+Drawable: TypeAlias = "Sequence[RowLogits] | Array | BaseException"
+"""The logits or candidates of one request, or the error that prevented them."""
 
 Draws = list[tuple[EngineRequest, "Drawn | BaseException"]]
 """What was drawn for each request, or the error that ends the request."""
@@ -64,29 +71,43 @@ def _scored(ends: GuardedEnds, request: EngineRequest, result: StepResult, start
 
 def _drawn_from(ends: GuardedEnds, result: StepResult) -> Draws:
     began_s = time.perf_counter()
+    rows: list[Drawable]
     match result.kind.form:
         case "hidden":
-            rows = ends.logits(result.rows, result.parts, result.source)
-        case _:
-            rows = [result.rows[part] for part in result.parts]
+            rows = [*ends.logits(result.rows, result.parts, result.source)]
+        case "logits":
+            rows = [_logits_of(result.rows[part], result.source) for part in result.parts]
+        case "candidates":
+            rows = [_candidates_of(result.rows[part], ends.vocabulary, result.source) for part in result.parts]
     known_s = time.perf_counter()
     for request in result.requests:
         if request.trace is not None:
             request.trace.span("head", began_s, known_s, len(result.rows))
-    return [
-        (request, _drawn(request, one, result.kind, ends)) for request, one in zip(result.requests, rows, strict=True)
-    ]
+    return [(request, _drawn(request, one)) for request, one in zip(result.requests, rows, strict=True)]
 
 
-def _drawn(request: EngineRequest, rows: Rows, kind: ResultKind, ends: GuardedEnds) -> Drawn | BaseException:
+def _logits_of(rows: Array, source: StageInfo) -> Drawable:
+    """The logits (T, V) that the stage ``source`` returned for one request, or the error of that request."""
+    for row in rows:
+        if not np.isfinite(row.max()):  # the largest is NaN where any is
+            return StageFault(f"{source} returned {NOT_FINITE}")
+    return rows
+
+
+def _candidates_of(rows: Array, vocabulary: int, source: StageInfo) -> Drawable:
+    """The candidates that the stage ``source`` returned for one request, or the error of that request."""
+    try:
+        return [CandidateRow(row, vocabulary, source) for row in rows]
+    except StageFault as error:
+        return error
+
+
+def _drawn(request: EngineRequest, rows: Drawable) -> Drawn | BaseException:
     if isinstance(rows, BaseException):
         return rows
     began_s = time.perf_counter()
     try:
-        if kind.form == "candidates":
-            drawn = request.draw([CandidateRow(row, ends.vocabulary) for row in rows])
-        else:
-            drawn = request.draw(rows)
+        drawn = request.draw(rows)
     except BaseException as error:  # noqa: BLE001 - the boundary of one request
         return error
     if request.trace is not None:

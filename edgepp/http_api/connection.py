@@ -27,6 +27,8 @@ from edgepp.http_api.strict_http import StrictHttp
 _LINGER_S = 5.0
 """Time for the rest of an answer when the connection closes."""
 _BUSY_S = 1.0
+_EARLY_BYTES = 1 << 16
+"""Bytes of further requests that are taken during an answer."""
 _REFUSED_SHARE = 2
 """Connections, refused ones among them, as a multiple of the limit, from which on refused ones are closed at once."""
 log = logging.getLogger("edgepp.http_api.connection")
@@ -69,7 +71,17 @@ class HttpConnection(H11Protocol):
             self._drop(len(data))
         else:
             super().data_received(data)
+            self._keep_reading()
             self._expect_more()
+
+    def _keep_reading(self) -> None:
+        """Read on during an answer, which shows when the client goes.
+
+        uvicorn stops to read where the next request has come before the answer to the one before it.
+        """
+        is_early = self.flow.read_paused and self.conn.their_state is h11.DONE
+        if is_early and len(self.conn.trailing_data[0]) <= _EARLY_BYTES:
+            self.flow.resume_reading()
 
     def _expect_more(self) -> None:
         if self.is_refused:
@@ -104,6 +116,7 @@ class HttpConnection(H11Protocol):
         self._deadlines.pop("head", None)
         self._expect("unread", self._limits.unread_s)
         super().on_response_complete()
+        self._keep_reading()
 
     def look(self, now_s: float) -> None:
         """End the connection if the client has missed a deadline. The server calls this once per second."""

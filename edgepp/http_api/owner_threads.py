@@ -31,4 +31,11 @@ class OwnerThreads:
             places.release()
             raise
         running.add_done_callback(lambda _: places.release())
+        running.add_done_callback(_read_exception)
         return await asyncio.shield(running)
+
+
+def _read_exception(done: asyncio.Future[T]) -> None:
+    """Read the exception of work that nobody waits for any more; asyncio would log it as never retrieved."""
+    if not done.cancelled():
+        done.exception()

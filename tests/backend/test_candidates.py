@@ -22,6 +22,8 @@ LOGITS = hnp.arrays(
     elements=st.sampled_from([-np.inf, -30.0, -1.5, 0.0, 0.25, 2.0, 2.0, 30.0, 3e38]),
 )
 
+STAGE = "stage 1"
+
 
 def of_parts(logits: Array, cuts: list[int], count: int) -> Array:
     edges = [0, *sorted({1 + cut % (logits.shape[1] - 1) for cut in cuts}), logits.shape[1]]
@@ -34,11 +36,13 @@ def test_the_likeliest_of_parts_are_those_of_the_whole(logits: Array, cuts: list
     rows = of_parts(logits, cuts, count)
     assert rows.shape == (len(logits), width_of(count))
     for row, whole in zip(rows, logits, strict=True):
-        found = CandidateRow(row, len(whole))
+        if not np.isfinite(whole.max()):
+            with pytest.raises(StageFault, match="not numbers or infinite"):
+                CandidateRow(row, len(whole), STAGE)
+            continue
+        found = CandidateRow(row, len(whole), STAGE)
         assert len(found) == len(whole)
         assert found.max() == whole.max()
-        if not np.isfinite(whole.max()):
-            continue
         assert found.argmax() == whole.argmax()
         order = sorted(range(len(whole)), key=lambda token: (-whole[token], token))
         likely = [token for token in order if whole[token] > -np.inf][:count]
@@ -52,35 +56,61 @@ def test_candidates_of_the_whole_vocabulary_give_the_log_probabilities_of_all_lo
     for row, whole in zip(candidates_of(logits, 0, count), logits, strict=True):
         if np.isfinite(whole.max()):
             token = int(whole.argmax())
-            assert row_with_logprobs(CandidateRow(row, len(whole)), count) == with_logprobs(whole, token, count)
+            assert row_with_logprobs(CandidateRow(row, len(whole), STAGE), count) == with_logprobs(whole, token, count)
 
 
 def test_a_tie_goes_to_the_lowest_token_id() -> None:
     logits = np.zeros((1, 100), np.float32)
     logits[0, [7, 40, 80]] = 3
-    row = CandidateRow(of_parts(logits, [19, 49], 2)[0], 100)
+    row = CandidateRow(of_parts(logits, [19, 49], 2)[0], 100, STAGE)
     assert [token for token, _ in row.top_logprobs(2)] == [7, 40]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("at", [3, 77])
-def test_a_row_that_is_not_finite_is_refused_when_it_is_drawn(bad: float, count: int, at: int) -> None:
+def test_a_row_that_is_not_finite_is_refused_by_the_name_of_its_stage(bad: float, count: int, at: int) -> None:
     logits = np.zeros((2, 100), np.float32)
     logits[0, at] = bad
-    wrong, right = (CandidateRow(row, 100) for row in of_parts(logits, [49], count))
+    wrong, right = of_parts(logits, [49], count)
+    with pytest.raises(StageFault, match=f"^{STAGE} returned logits that are not numbers or infinite$"):
+        CandidateRow(wrong, 100, STAGE)
     sampler = Sampler(SamplingOptions(logprobs=None if count == 1 else count))
-    with pytest.raises(StageFault, match="not numbers or infinite"):
-        sampler(wrong, [])
-    assert sampler(right, []).token == 0
+    assert sampler(CandidateRow(right, 100, STAGE), []).token == 0
 
 
-@pytest.mark.parametrize("token", [100, -1])
-def test_a_token_id_outside_the_vocabulary_is_refused(token: int) -> None:
-    row = candidates_of(np.zeros((1, 100), np.float32), 0, 1)[0]
-    row.view(np.int32)[2] = token
-    with pytest.raises(StageFault, match="not below 100"):
-        CandidateRow(row, 100)
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"id 0": 100}, "a token id that is not below 100"),
+        ({"id 2": -1}, "a token id that is not below 100"),
+        ({"log-sum-exp": np.nan}, "candidates that contradict one another"),
+        ({"log-sum-exp": np.inf}, "candidates that contradict one another"),
+        ({"log-sum-exp": -np.inf}, "candidates that contradict one another"),
+        ({"log-sum-exp": 2.9}, "candidates that contradict one another"),
+        ({"logit 0": -np.inf, "logit 1": -np.inf, "logit 2": -np.inf}, "logits that are not numbers or infinite"),
+        ({"logit 1": np.nan}, "candidates that contradict one another"),
+        ({"logit 2": np.nan}, "candidates that contradict one another"),
+        ({"logit 2": 2.5}, "candidates that contradict one another"),
+        ({"id 2": 7}, "candidates that contradict one another"),
+    ],
+    ids=str,
+)
+def test_a_row_that_no_stage_can_have_computed_is_refused(changes: dict[str, float], fault: str) -> None:
+    logits = np.zeros((1, 100), np.float32)
+    logits[0, [7, 40]] = 3, 2
+    row = candidates_of(logits, 0, 3)[0]
+    CandidateRow(row, 100, STAGE)
+    for place, value in changes.items():
+        match place.split():
+            case "id", number:
+                row.view(np.int32)[4 + int(number)] = value
+            case "logit", number:
+                row[1 + int(number)] = value
+            case _:
+                row[0] = value
+    with pytest.raises(StageFault, match=f"^{STAGE} returned {fault}$"):
+        CandidateRow(row, 100, STAGE)
 
 
 @pytest.mark.parametrize(

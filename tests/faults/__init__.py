@@ -7,7 +7,7 @@
                                        interpreter held
     4   a link swallows what is sent   test_links: from a member, both ways, and between two stages
     5   a cable is pulled              test_links: again and again
-    6   a host takes another address   test_links: in an answer; idle: netns/test_cluster
+    6   a host takes another address   test_links: in an answer, also another host's; idle: netns/test_cluster
     7   a slow link                    test_links: the whole link, and data alone
     8   the coordinator dies           test_processes_at_steps; over a network: netns/test_cluster
     9   a copied configuration         netns/test_cluster: test_a_copied_configuration_is_refused_…
@@ -16,7 +16,8 @@
                                        every process that computes it; too long a prompt: multiprocess/test_http_openai
     12  a client goes away             loopback/http_api/test_http_clients_gone, multiprocess/test_http_serve
     13  a client reads slowly          the same
-    14  damaged frames                 test_frames; hostile ones: loopback/test_hostile_messages, test_hostile_pieces
+    14  damaged frames                 test_frames; lies of a stage: test_lies; hostile ones:
+                                       loopback/test_hostile_messages, test_hostile_pieces
     15  discovery fails                netns/test_cluster: without multicast, two clusters; netns/test_discovery: an
                                        interface that leads nowhere
 

@@ -63,6 +63,8 @@ class LoneStages:
                 checkpoint.num_layers,
                 checkpoint.hidden_size,
                 True,
+                vocabulary=checkpoint.vocab_size,
+                context=checkpoint.context,
                 weights=PipelineWeights.of(checkpoint),
             )
             addresses = [proxy.address for proxy in self.proxies] if proxied else self.addresses
@@ -113,14 +115,21 @@ def state(address: Address, keys: KeyPair | None = None) -> Pong:
 
 
 @contextmanager
-def lone_stages(path: Path, *ranges: LayerRange, keys: KeyPair | None = None) -> Iterator[LoneStages]:
-    """A stage process for each layer range, ended with the block; encrypted if all are to have these keys."""
+def lone_stages(
+    path: Path, *ranges: LayerRange, keys: KeyPair | None = None, head: bool = False
+) -> Iterator[LoneStages]:
+    """A stage process for each layer range, ended with the block; encrypted if all are to have these keys.
+
+    With ``head``, the last one has the output head too.
+    """
     settings = StageSettings(ComputePolicy.shared(1, len(ranges)), keys=keys)
     admitted = (keys.public,) if keys else ()
     with ExitStack() as stack:
         handles = []
         for layers in ranges:
-            handles.append(StageProcess(settings.config(path, "tiny", layers, exact=True, admit=admitted)))
+            has_head = head and layers == ranges[-1]
+            config = settings.config(path, "tiny", layers, exact=True, admit=admitted, head=has_head)
+            handles.append(StageProcess(config))
             stack.callback(handles[-1].stop)
         yield LoneStages(path, handles, [handle.wait_ready() for handle in handles], keys)
 

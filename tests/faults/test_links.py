@@ -161,6 +161,19 @@ def move(cluster: Cluster, name: str, number: int) -> None:
     report(f"{name} moved", began_s)
 
 
+@pytest.mark.parametrize(("first", "second"), [("two", "three"), ("one", "two")])
+def test_two_hosts_take_one_anothers_address_in_an_answer(cluster: Cluster, first: str, second: str) -> None:
+    """Each finds at the known address another machine's stage, at the same port and with another key."""
+    hosts = cluster.hosts[first], cluster.hosts[second]
+    addresses = [host.address for host in hosts]
+    cluster.begin()
+    for host, address in zip(hosts, reversed(addresses), strict=True):
+        host.move(address)
+    began_s = time.monotonic()
+    right(cluster, cluster.asker.hear())
+    report(f"{first} and {second} swapped", began_s)
+
+
 @pytest.mark.parametrize("kbit_per_s", [1000, 20_000])
 def test_a_slow_link_is_slow_and_right(cluster: Cluster, kbit_per_s: int) -> None:
     before = cluster.whole()["plan_version"]

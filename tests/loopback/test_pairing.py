@@ -88,7 +88,7 @@ def harness() -> Iterator[Harness]:
     made = Harness()
     yield made
     made.server.close()
-    eventually("no thread is left", lambda: "pairing" not in [thread.name for thread in threading.enumerate()])
+    assert "pairing" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_the_words_are_short_and_distinct() -> None:
@@ -108,7 +108,7 @@ def test_a_code_pairs_once(harness: Harness) -> None:
 
 def test_the_server_listens_only_while_an_invitation_is_open(harness: Harness) -> None:
     harness.join()
-    eventually("no thread is left", lambda: not harness.server._threads)
+    eventually("no thread is left", lambda: not any(one.is_alive() for one in harness.server._threads))
     with pytest.raises(PairingError, match=f"nobody takes invitation {harness.number}"):
         harness.join()
     harness.code = harness.server.invite()

@@ -32,16 +32,20 @@ def model(checkpoints: Checkpoints) -> Path:
 
 
 @contextmanager
-def walled(code: str, coordinator: str) -> Iterator[threading.Event]:
-    """A member with much memory that says it has loaded its layers, where nothing listens; set once it has said so."""
+def walled(code: str, coordinator: str, slots: int) -> Iterator[threading.Event]:
+    """A member with much memory that says it has loaded its layers, where nothing listens; set once it has said so.
+
+    It offers so many stage ``slots``.
+    """
     keys, address = KeyPair.generate(), Address.parse(coordinator)
     cluster = join_by_code(code, [address], Identity(node_id(keys.public), FACTS.name, keys))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     loaded, ended = threading.Event(), threading.Event()
+    facts = FACTS._replace(stage_slots=slots, memory_bytes=slots * FACTS.memory_bytes)
 
     def run() -> None:
         link = Link(context, address, MAX_PAYLOAD_BYTES, pinned=Pinned(keys, cluster.coordinator.key))
-        link.send([encode(FACTS)], PATIENCE_S)
+        link.send([encode(facts)], PATIENCE_S)
         while not ended.is_set():
             link.send([encode(Heartbeat(FACTS.incarnation, 1 << 30, time.time_ns() // 1000, 0))])
             until_s = time.monotonic() + 0.5
@@ -63,11 +67,14 @@ def walled(code: str, coordinator: str) -> Iterator[threading.Event]:
         context.term()
 
 
-def test_a_stage_that_nobody_reaches_stops_no_cluster_that_does_without(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slots", [1, 64])
+def test_a_stage_that_nobody_reaches_stops_no_cluster_that_does_without(
+    model: Path, tmp_path: Path, slots: int
+) -> None:
     one = Machine(tmp_path, "one")
     with serving(one, model, "--exact") as (served, address):
         code = one.json("invite", "--json")["code"]
-        with walled(code, address) as loaded:
+        with walled(code, address, slots) as loaded:
             assert loaded.wait(PATIENCE_S)
             answer = one.json("chat", "--raw", "-p", "hello", "-n", "3", "--ignore-eos", "--json")
             assert len(answer["token_ids"]) == 3

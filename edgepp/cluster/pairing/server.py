@@ -103,13 +103,11 @@ class PairingServer:
                 thread.join()
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        """Start a thread, which ``close`` waits for."""
+        self._threads = {one for one in self._threads if one.is_alive()}
         thread = threading.Thread(target=target, args=arguments, name="pairing", daemon=True)
+        thread.start()
         self._threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:
-            self._threads.discard(thread)
-            raise
 
     def _serve(self, listener: socket.socket) -> None:
         """Accept connections while an invitation is open: the listening thread."""
@@ -151,7 +149,6 @@ class PairingServer:
                     client.connection.close()
                 listener.close()
                 self._listener = None
-                self._threads.discard(threading.current_thread())
         self._deliver_events()
         return needed
 
@@ -164,7 +161,6 @@ class PairingServer:
         finally:
             with self._lock:
                 self._connections.discard(client)
-                self._threads.discard(threading.current_thread())
             client.connection.close()
             self._deliver_events()
 

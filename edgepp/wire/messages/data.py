@@ -82,6 +82,8 @@ class Forward(NamedTuple):
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
         if not 0 < self.rows >= self.wanted_rows:
             return f"wants {self.wanted_rows} rows of {self.rows}"
+        if not self.wanted_rows and self.result != "hidden":
+            return f"wants no rows, in form {self.result}"
         return result_problem(self.result, self.candidates)
 
 

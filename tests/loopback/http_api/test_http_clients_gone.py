@@ -61,6 +61,27 @@ def test_an_answer_ends_when_its_client_goes(path: str, goes: str, stream: bool)
     asyncio.run(act())
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_an_answer_ends_when_a_client_goes_that_has_asked_more_already(stream: bool) -> None:
+    """A client may send further requests before the answer; the server still sees the client go."""
+
+    async def act() -> None:
+        never = asyncio.Event()
+        service = ScriptedService([answer("first"), script(TextDelta(0, "begun"), never)])
+        asked = request("POST", CHAT, question(stream=stream))
+        async with served(service) as server, connected(server) as client:
+            await client.send(2 * asked)
+            await eventually("the second answer has begun", lambda: [one.sent for one in service.played][1:] == [2])
+            await client.send(2 * asked)
+            client.writer.close()
+            await eventually("the answer was cancelled", lambda: service.played[1].closed)
+            assert service.played[1].cancelled
+            assert len(service.played) == 2
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(act())
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_an_answer_that_has_not_begun_ends_when_its_client_goes(path: str, stream: bool) -> None:

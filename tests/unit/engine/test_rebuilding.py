@@ -72,3 +72,29 @@ def test_a_sequence_is_sent_whole_where_the_other_one_failed_before(begun: tuple
     assert made.done
     assert dict(made.lengths) == {2: 110}
     assert made.regained(1).prefilled == 120
+
+
+def test_what_nobody_waits_for_is_no_progress(
+    begun: tuple[Rebuilding, FakeRing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that says again and again that it has rebuilt something holds up the other requests for a time only."""
+    made, _ = begun
+    made.take(SequenceRebuilt(0, 1, 40))
+    monkeypatch.setattr(made, "_patience_s", 8.0)
+    monkeypatch.setattr(made, "_progress_s", began_s := made._progress_s - 9)
+    for lie in (SequenceRebuilt(0, 1, 40), SequenceRebuilt(0, 99, 1 << 40), SequenceRebuilt(1, 1, 120)):
+        made.take(lie)
+        assert made._progress_s == began_s
+    assert made.done
+    assert dict(made.lengths) == {}
+
+
+def test_a_stage_that_calls_itself_slow_is_not_waited_for_any_longer_than_requests_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rebuilding, "NetworkRing", FakeRing)
+    ring: Any = FakeRing({1: 120})
+    ring.stages[0].prefill_s = 1e9
+    suspended = [SuspendedSequence(1, [*PROMPT, *range(30)], 120, 512, request=1)]
+    made = Rebuilding(ring, ring, suspended, lambda ids, _: np.zeros((len(ids), 4), np.float32))
+    assert made._patience_s == rebuilding.RECOVERY_S

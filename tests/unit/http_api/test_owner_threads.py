@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 from edgepp.http_api.owner_threads import OwnerThreads
@@ -52,3 +53,28 @@ def test_a_cancelled_caller_holds_its_place_until_the_work_has_ended() -> None:
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
     assert 1 <= most <= 4
+
+
+def test_work_that_fails_after_its_caller_has_gone_is_not_reported() -> None:
+    """A client that leaves while its prompt is encoded, which then turns out to be too long."""
+    go, reported = threading.Event(), []
+
+    def fail() -> None:
+        go.wait(PATIENCE_S)
+        raise ValueError("too long")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        threads = OwnerThreads()
+        task = asyncio.create_task(threads.run("one", fail))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        go.set()
+        for _ in range(4):  # as many as there are places, so the one that failed has been given back
+            await threads.run("one", lambda: None)
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    assert reported == []

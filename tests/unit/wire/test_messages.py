@@ -148,6 +148,7 @@ WELCOME = Welcome(
         (FORWARD._replace(serial=-1), "bad serial"),
         (FORWARD._replace(rows=0, wanted_rows=0), "wants 0 rows of 0"),
         (FORWARD._replace(wanted_rows=2), "wants 2 rows of 1"),
+        (FORWARD._replace(wanted_rows=0, result="logits"), "wants no rows, in form logits"),
         (FORWARD._replace(dtype="float64"), "bad dtype"),
         (BATCH._replace(sequences=(1, 1)), "do not match"),
         (BATCH._replace(positions=(1,)), "do not match"),
