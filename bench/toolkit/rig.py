@@ -23,8 +23,9 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError
 from edgepp.layer_range import split_evenly
 from edgepp.model.weights.checkpoint import Checkpoint

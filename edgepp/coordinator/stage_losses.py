@@ -10,13 +10,14 @@ from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.pipeline_order import endpoint_of
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.stage_places import Place
-from edgepp.engine.stage_handshake import Endpoint, StageUnreached
+from edgepp.engine.stage_handshake import Endpoint, StageUnreached, StageUnusable
 from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import LayersNotLoaded
 from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import NotLoaded, Restart
 
 _OPEN_PORTS = "allow edgepp in that machine's firewall, or give its stage a port with `edgepp join --listen`"
+_RESTART = "start `edgepp join` again on that machine; if it stays so, `edgepp revoke` its node"
 
 
 class StageLosses:
@@ -83,14 +84,16 @@ class StageLosses:
             return None
         if unreachable.sender is not None:
             return self._avoid_link(unreachable, self._place_at(unreachable.sender), place, now_s)
-        reason = f"{self._name(place)} does not answer, although the node itself does"
+        reason, hint = f"{self._name(place)} does not answer, although the node itself does", _OPEN_PORTS
+        if isinstance(unreachable, StageUnusable):
+            reason, hint = f"{self._name(place)} cannot be used: {unreachable}", _RESTART
         self._pipeline_manager.explain(reason)
         backoff = self._planner.loads.backoff
         if backoff.is_banned(place.host, now_s):
             return None
         for slot in range(place.member.facts.stage_slots):
             backoff.unreachable(host_id(place.member.node, slot), reason, now_s)
-        return LayersNotLoaded(place.member.facts.name, reason, _OPEN_PORTS)
+        return LayersNotLoaded(place.member.facts.name, reason, hint)
 
     def _avoid_link(
         self, unreachable: StageUnreached, sender: Place | None, receiver: Place, now_s: float

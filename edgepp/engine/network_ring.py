@@ -16,12 +16,13 @@ from typing import Any
 import zmq
 
 from edgepp.engine.outstanding_steps import OutstandingSteps
+from edgepp.engine.plan_check import Expectation, check_plan
 from edgepp.engine.queue_times import QueueTimes
 from edgepp.engine.rebuild_orders import RebuildOrders
 from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, SequenceRebuilt, StageStats
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.scheduler import MIN_ROWS
-from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet_all
+from edgepp.engine.stage_handshake import Endpoint, Peer, RingIdentity, greet_all
 from edgepp.engine.stage_watch import StageWatch
 from edgepp.engine.step_frames import frame_of, returned, returned_rows, traced_ring
 from edgepp.engine.step_times import StepCost, StepTimes
@@ -139,8 +140,7 @@ class NetworkRing:
         header = frame_of(step, self._epoch, number, codec_name, len(self._peers) - 1)
         cost = StepCost.of(step, self.stages)
         sent_s, now_s = time.perf_counter(), time.monotonic()
-        if self.is_awake:
-            self._awake_until_s = now_s + AWAKE_S
+        self._awake_until_s = now_s + AWAKE_S if self.is_awake else 0.0
         void = self._outstanding.sent(number, step, cost, sent_s, now_s, self._watch.reconnects)
         self._send_first([encode(header._replace(checksum=codec.checksum(tensor))), *tensor])
         for sequence, position in void.items():

@@ -18,9 +18,10 @@ from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.pipeline_options import PipelineOptions
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.ring import Ring, StageInfo
 from edgepp.engine.same_weights import PipelineWeights
-from edgepp.engine.stage_handshake import Endpoint, Expectation, RingIdentity
+from edgepp.engine.stage_handshake import Endpoint, RingIdentity
 from edgepp.engine.step_times import StepTimes
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layer_range import LayerRange, split_evenly

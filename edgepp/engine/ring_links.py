@@ -14,16 +14,9 @@ import zmq
 
 from edgepp.cluster.discovery.network_paths import fastest_first
 from edgepp.engine.held_reports import HeldReports
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.rebuild_plan import Holding
-from edgepp.engine.stage_handshake import (
-    ANSWER_S,
-    Expectation,
-    Peer,
-    RingIdentity,
-    StageUnreached,
-    ask,
-    receive_answer,
-)
+from edgepp.engine.stage_handshake import ANSWER_S, Peer, RingIdentity, StageUnreached, ask, blaming, receive_answer
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
 from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
@@ -111,10 +104,13 @@ class RingLinks:
         """
         peers, last = self._peers, len(self._peers) - 1
         route = b"c" + secrets.token_bytes(15)
-        back = self._open(peers[-1], route)
-        there = self._open(peers[0]) if last else back
+        with blaming(peers[-1].endpoint):
+            back = self._open(peers[-1], route)
+        with blaming(peers[0].endpoint):
+            there = self._open(peers[0]) if last else back
         for i in range(last, -1, -1):
-            attached = self._attach(i, epoch, route, back.bytes_per_s if i == last else 0)
+            with blaming(peers[i].endpoint):
+                attached = self._attach(i, epoch, route, back.bytes_per_s if i == last else 0)
             if i < last:
                 self.hops_s[i + 1] = attached.echo_us / 2e6
                 self.bytes_per_s[i + 1] = attached.bytes_per_s

@@ -1,17 +1,18 @@
-"""The first exchange with each stage, and the check that the stages found make up the model."""
+"""The first exchange with each stage, and who is to blame where it cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import zmq
 
 from edgepp.engine.ring import StageInfo, StageStats
-from edgepp.engine.same_weights import Holder, PipelineWeights
+from edgepp.engine.same_weights import Holder
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
-from edgepp.layer_range import LayerRange, check_tiling
+from edgepp.layer_range import LayerRange
 from edgepp.tracing.clock_offset import ClockOffset
 from edgepp.wire.address import Address
 from edgepp.wire.frame_marks import clock_us
@@ -54,22 +55,25 @@ class StageUnreached(StageLost):
         return self.sender, self.endpoint
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """The coordinator's own copy of the model, which every stage must match."""
+class StageUnusable(StageUnreached):
+    """Something else answers where a stage of a cluster is to listen, or a stage that does not fit the pipeline."""
 
-    model: str
-    fingerprint: str
-    num_layers: int
-    hidden_size: int
-    exact: bool
-    commit: str = ""
-    vocabulary: int = 0
-    """Number of token ids, for a last stage that has the output head."""
-    context: int = 0
-    """Positions that a sequence may have; 0 where nobody looks at them."""
-    weights: PipelineWeights | None = field(default=None, compare=False)
-    """The weights that the pipeline has had; None where nobody looks at them."""
+
+@contextmanager
+def blaming(endpoint: Endpoint) -> Iterator[None]:
+    """Blame the stage at ``endpoint`` for an error, if it is a cluster's: the cluster can do without its node.
+
+    Raises:
+        StageUnusable: an ``EdgeppError`` was raised, which did not name a stage or link yet.
+    """
+    try:
+        yield
+    except StageUnreached:
+        raise
+    except EdgeppError as error:
+        if not endpoint.key:
+            raise
+        raise StageUnusable(endpoint, str(error), error.hint) from error
 
 
 @dataclass(frozen=True)
@@ -196,29 +200,31 @@ def greet(
 
     Raises:
         StageUnreached: nothing answers there, before ``given_up()`` is true.
+        StageUnusable: in a cluster, in place of all errors below.
         StageLost: the answer cannot be understood.
         PairingError: the stage does not admit this machine.
         PlanError: the answer is not that of a stage of the same edgepp.
     """
-    try:
-        link, frames = connect_first(
-            context,
-            endpoint.addresses,
-            Hello(node),
-            ANSWER_S,
-            MAX_CONTROL_FRAME_BYTES,
-            pinned(keys, endpoint.key),
-            given_up=given_up,
-        )
-    except RemoteProtocolError as error:
-        raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error
-    except PeerLost as error:
-        raise StageUnreached(endpoint, str(error), error.hint) from error
-    try:
-        return _peer(link, frames, endpoint)
-    except EdgeppError:
-        link.close()
-        raise
+    with blaming(endpoint):
+        try:
+            link, frames = connect_first(
+                context,
+                endpoint.addresses,
+                Hello(node),
+                ANSWER_S,
+                MAX_CONTROL_FRAME_BYTES,
+                pinned(keys, endpoint.key),
+                given_up=given_up,
+            )
+        except RemoteProtocolError as error:
+            raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error
+        except PeerLost as error:
+            raise StageUnreached(endpoint, str(error), error.hint) from error
+        try:
+            return _peer(link, frames, endpoint)
+        except EdgeppError:
+            link.close()
+            raise
 
 
 def greet_all(
@@ -256,37 +262,3 @@ def _peer(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) -> Peer:
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
         raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
     return Peer(address, link, answer, endpoint)
-
-
-def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
-    """Check that the stages are of the expected model, and that their layers cover it exactly once.
-
-    Raises:
-        PlanError: layers are missing or overlap, or a stage has another model, revision, training or precision.
-    """
-    for peer in peers:
-        if (peer.welcome.fingerprint, peer.welcome.num_layers) != (expected.fingerprint, expected.num_layers):
-            raise PlanError(
-                f"{peer} runs another model: {peer.welcome.model} ({peer.welcome.fingerprint}), not"
-                f" {expected.model} ({expected.fingerprint})",
-                f"restart it with -m {expected.model}",
-            )
-        if peer.welcome.commit and expected.commit and peer.welcome.commit != expected.commit:
-            raise PlanError(
-                f"{peer} has revision {peer.welcome.commit[:12]} of {expected.model}, but this machine has"
-                f" {expected.commit[:12]}",
-                f"start both with -m NAME@{expected.commit}",
-            )
-        if peer.welcome.hidden_size != expected.hidden_size:
-            raise PlanError(f"{peer} sends hidden states of {peer.welcome.hidden_size} values")
-        if expected.context and peer.welcome.context != expected.context:
-            raise PlanError(
-                f"{peer} holds sequences of {peer.welcome.context} positions, and not {expected.context} as"
-                f" {expected.model} has",
-                f"restart it with -m {expected.model}",
-            )
-        if expected.exact and not peer.welcome.exact:
-            raise PlanError(f"{peer} does not compute exactly", "restart it with --exact, or chat without")
-    check_tiling([peer.layers for peer in peers], expected.num_layers)
-    if expected.weights is not None:
-        expected.weights.check([(peer.layers, peer.holder) for peer in peers])

@@ -15,8 +15,9 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.same_weights import PipelineWeights
-from edgepp.engine.stage_handshake import Endpoint, Expectation, ask, greet
+from edgepp.engine.stage_handshake import Endpoint, ask, greet
 from edgepp.errors import EdgeppError
 from edgepp.layer_range import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint

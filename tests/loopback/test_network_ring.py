@@ -19,8 +19,9 @@ import zmq
 
 from edgepp.engine import network_ring, outstanding_steps
 from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.ring import Failed, ResultKind, Returned, RingEvent, Send, SendBatch
-from edgepp.engine.stage_handshake import Endpoint, Expectation, StageUnreached
+from edgepp.engine.stage_handshake import Endpoint, StageUnreached
 from edgepp.errors import StageLost
 from edgepp.wire import codec
 from edgepp.wire.address import Address

@@ -16,9 +16,10 @@ from edgepp.engine import stage_watch
 from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.stage_watch import SUSPECT_S
 from edgepp.errors import StageLost
 from edgepp.layer_range import LayerRange

@@ -15,9 +15,10 @@ import zmq
 from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import RemoteProtocolError, StageLost
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint

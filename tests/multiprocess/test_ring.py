@@ -14,8 +14,9 @@ from edgepp.backend.base import BackendOptions
 from edgepp.child_process import python_command
 from edgepp.engine.local_ring import LocalRing
 from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.plan_check import Expectation
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.layer_range import LayerRange, split_evenly
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint

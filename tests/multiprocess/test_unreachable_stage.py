@@ -1,4 +1,4 @@
-"""A member whose node is well and whose stage nobody can reach, as behind its own firewall: the others answer."""
+"""A member whose node is well and whose stage cannot be used, as behind its own firewall: the others answer."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def model(checkpoints: Checkpoints) -> Path:
 
 
 @contextmanager
-def walled(code: str, coordinator: str, slots: int) -> Iterator[threading.Event]:
-    """A member with much memory that says it has loaded its layers, where nothing listens; set once it has said so.
+def walled(code: str, coordinator: str, slots: int, port: int) -> Iterator[threading.Event]:
+    """A member with much memory that says it has loaded its layers, at a ``port`` without a stage; set once it has.
 
     It offers so many stage ``slots``.
     """
@@ -52,7 +52,7 @@ def walled(code: str, coordinator: str, slots: int) -> Iterator[threading.Event]
             while (left_s := until_s - time.monotonic()) > 0:
                 frames = link.receive(left_s)
                 if frames is not None and isinstance(order := decode(frames[0]), Load):
-                    link.send([encode(Loaded(order.plan_id, order.slot, 9, 1, "onnx", "cpu", 1, 1, 10, 10))])
+                    link.send([encode(Loaded(order.plan_id, order.slot, port, 1, "onnx", "cpu", 1, 1, 10, 10))])
                     loaded.set()
         link.send([encode(Leave(FACTS.incarnation))])
         link.close(1.0)
@@ -67,19 +67,28 @@ def walled(code: str, coordinator: str, slots: int) -> Iterator[threading.Event]
         context.term()
 
 
-@pytest.mark.parametrize("slots", [1, 64])
-def test_a_stage_that_nobody_reaches_stops_no_cluster_that_does_without(
-    model: Path, tmp_path: Path, slots: int
+@pytest.mark.parametrize(
+    ("slots", "what", "told"),
+    [
+        (1, "nothing", "does not answer, although the node itself does; allow edgepp in that machine's firewall"),
+        (64, "nothing", "does not answer, although the node itself does; allow edgepp in that machine's firewall"),
+        (1, "another machine", "its key is another one"),
+    ],
+)
+def test_a_stage_that_cannot_be_used_stops_no_cluster_that_does_without(
+    model: Path, tmp_path: Path, slots: int, what: str, told: str
 ) -> None:
+    """Where the member says that its stage is, nothing answers, or another machine: here the coordinator itself."""
     one = Machine(tmp_path, "one")
     with serving(one, model, "--exact") as (served, address):
         code = one.json("invite", "--json")["code"]
-        with walled(code, address, slots) as loaded:
+        port = 9 if what == "nothing" else Address.parse(address).port
+        with walled(code, address, slots, port) as loaded:
             assert loaded.wait(PATIENCE_S)
             answer = one.json("chat", "--raw", "-p", "hello", "-n", "3", "--ignore-eos", "--json")
             assert len(answer["token_ids"]) == 3
             assert [stage["node"] for stage in one.status()["stages"]] == ["one"]
-            while "cannot run its layers" not in (told := served.until("note")["text"]):
+            while "cannot run its layers" not in (note := served.until("note")["text"]):
                 continue
-    assert told.startswith("walled cannot run its layers: stage ")
-    assert "does not answer, although the node itself does; allow edgepp in that machine's firewall" in told
+    assert note.startswith("walled cannot run its layers: stage ")
+    assert told in note
