@@ -250,9 +250,9 @@ async def _chat(
 
     prompt, system, choices = asking.prompt, asking.system, asking.choices
     if asking.trace is not None:
-        from edgepp.ui.trace import write_all
+        from edgepp.ui.trace import check_writable
 
-        write_all((), Path(asking.trace))  # an unwritable file fails here, not after the answer
+        check_writable(Path(asking.trace))  # here, not after the answer
     model = await open_model(where, quiet=asking.as_json, traces=asking.trace is not None)
     try:
         options = replace(

@@ -20,7 +20,7 @@ from edgepp.python_api import ServedCluster
 from edgepp.ui import serve_http
 from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import Screen, say
-from edgepp.ui.trace import write_all
+from edgepp.ui.trace import check_writable, write_all
 
 _REFRESH_S = 0.2
 
@@ -71,7 +71,7 @@ class _ClusterWithHttp:
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
         if self._trace is not None:
-            write_all((), self._trace)  # an unwritable file fails here, not after the last request
+            check_writable(self._trace)  # here, not after the last request
         if self._http is not None:
             self._http.listen()
         await self._cluster.open(on_progress)

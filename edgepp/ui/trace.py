@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgepp.errors import UsageError
 from edgepp.printable import json_line
@@ -80,9 +80,19 @@ def write_all(traces: Iterable[RequestTrace], path: Path) -> None:
     _write(json_line(chrome_traces(list(zip(map(view, known), later_us, strict=True)))), path)
 
 
-def _write(text: str, path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Check that a trace can be written to ``path`` later, and leave what is there as it is.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    _write("", path, mode="a")
+
+
+def _write(text: str, path: Path, mode: Literal["w", "a"] = "w") -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", "name another file") from error
 
