@@ -107,11 +107,7 @@ class _GuessRing:
         heapq.heappush(self._hops, (self._now_s + self._costs.hop_s, self._num_hops, process, what))
 
     def _arrive(self, process: int, frame: _Frame) -> None:
-        """Queue a frame; frames at its position and later ones that wait there are void."""
-        queue = self._queues[process]
-        while len(queue) > 1 and queue[-1].position >= frame.position:
-            queue.pop()
-        queue.append(frame)
+        self._queues[process].append(frame)
         self._start(process)
 
     def _drop_void(self, process: int) -> None:

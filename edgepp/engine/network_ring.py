@@ -229,8 +229,8 @@ class NetworkRing:
     def close(self) -> None:
         """Detach from the stages, and close all links."""
         self._cleanup.close()
+        self._tell_stages(Detach(self._epoch))
         for peer in self._peers:
-            peer.control.send([encode(Detach(self._epoch))])
             peer.control.close(linger_s=0.5 if peer.control.is_connected() else 0.0)
         if self._links is not None:
             self._links.close()

@@ -221,17 +221,15 @@ class ComputeThread:
                 self.data.send(sender.route, [encode(self.bulk.kept(self._rings[kept.epoch], sender.key, kept))])
             case WaitingFrame(ring=ring, frame=frame) if self._rings[frame.epoch] is not ring:
                 raise RemoteProtocolError("a frame of a ring that was replaced")
-            case WaitingFrame(frame=frame) if self._queue.voids(frame):
-                self.runner.counters.void += 1
-            case WaitingFrame() as waiting:
-                self._run(waiting)
+            case WaitingFrame(frame=frame) as waiting:
+                if self._queue.voids(frame) or not self.running.begin(frame):
+                    self.runner.counters.void += 1
+                else:
+                    self._run(waiting)
         return True
 
     def _run(self, waiting: WaitingFrame) -> None:
         ring, frame = waiting.ring, waiting.frame
-        if not self.running.begin(frame):
-            self.runner.counters.void += 1
-            return
         self._names.note(frame)
         self.status.busy_since_s = time.perf_counter()
         try:

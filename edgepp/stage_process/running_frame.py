@@ -10,9 +10,8 @@ import threading
 from collections import OrderedDict
 
 from edgepp.backend.base import Interruption
-from edgepp.stage_process.frames import Frame, spans_of
+from edgepp.stage_process.frames import Frame, sequences_of, spans_of
 from edgepp.wire.messages.control import Void
-from edgepp.wire.messages.data import REPLAYED, Forward
 
 _MAX_SEQUENCES = 256
 """Sequences whose newest ``Void`` is kept; a frame that is void by an older one is computed in vain."""
@@ -61,7 +60,7 @@ class RunningFrame:
             frame = self._frame
             if frame is None or frame.epoch != epoch:
                 return
-            if sequence is None or all(one == sequence for one, *_ in spans_of(frame)):
+            if sequence is None or sequences_of(frame) == (sequence,):
                 self._interrupt()
 
     def _interrupt(self) -> None:
@@ -69,10 +68,10 @@ class RunningFrame:
             self._interruption.set()
 
     def _is_void(self, frame: Frame) -> bool:
-        if not self._void or (isinstance(frame, Forward) and frame.step == REPLAYED):
-            return False
-        for sequence, position, _ in spans_of(frame):
-            void = self._void.get((frame.epoch, sequence))
-            if void is None or frame.step >= void.step or position < void.position:
-                return False
-        return True
+        """Whether all parts of ``frame`` are void; those of a replay are not, whose number is the highest of all."""
+        return all(
+            (void := self._void.get((frame.epoch, sequence))) is not None
+            and frame.step < void.step
+            and position >= void.position
+            for sequence, position, _ in spans_of(frame)
+        )

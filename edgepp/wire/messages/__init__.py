@@ -49,8 +49,8 @@ previous stage of the epoch; after a cancelled sequence such frames are normal.
 
 A ``Forward`` or ``Batch`` row voids every earlier frame of its sequence at its position or a later one: the coordinator
 guessed these tokens, and drew another. A stage that has not computed a void frame yet neither computes it nor sends it
-on, and the coordinator ignores the result if there is one. ``Void`` tells all stages so before that frame reaches them,
-and a stage stops the void frame that it computes. Frames that rebuild what was lost neither void nor are void.
+on, and the coordinator ignores the result if there is one. ``Void`` tells all stages at once, so that a stage stops the
+void frame that it computes, if it can. Frames that rebuild what was lost neither void nor are void.
 
 Each sender numbers the frames ``Forward``, ``Batch`` and ``Hidden`` of an epoch on its link from 0 (``serial``). A
 stage that sees a gap sends ``FrameLost`` and computes the frame; it drops and counts a frame whose number is not new.
